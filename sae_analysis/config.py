@@ -13,7 +13,7 @@ from typing import Any, Iterator
 # %% auto #0
 __all__ = ['log', 'InputError', 'closest', 'expect_error', 'SAEConfig', 'TrainConfig', 'from_section', 'load_config',
            'pick_device', 'seed_everything', 'hash_unit', 'atomic_path', 'write_text', 'write_json', 'sha256',
-           'check_writable']
+           'read_pt', 'check_writable']
 
 # %% ../nbs/00_config.ipynb #745b38ea
 log = logging.getLogger("sae_analysis")
@@ -40,20 +40,20 @@ def expect_error(*words: str, kind: type[Exception] = InputError) -> Iterator[No
     else:
         raise AssertionError(f"no {kind.__name__} was raised")
 
-# %% ../nbs/00_config.ipynb #8661cdaa
+# %% ../nbs/00_config.ipynb #3f333096
 @dataclass(frozen=True)
 class SAEConfig:
     """What the autoencoder is: its size, its JumpReLU and the sparsity it aims for.
 
-    `target_l0` is the mean number of active latents per token that training steers towards; the penalty's coefficient then
-    starts at `lambda_sparse` and is adjusted. With `target_l0=None` the coefficient stays fixed at `lambda_sparse`.
+    `target_l0` is the mean number of active latents per token that training steers towards; thresholds then start where the data
+    meets it, and the penalty is found by the trainer. With `target_l0=None`, `threshold` and `lambda_sparse` are used as they are.
     """
     d_model: int = 768              # width of the residual stream
     d_hidden: int = 4096            # number of latents, also called `d_sae`
-    threshold: float = 0.1          # where every latent's JumpReLU threshold starts, in normalised units
-    lambda_sparse: float = 0.01     # coefficient of the sparsity penalty (its start, when there is a `target_l0`)
+    threshold: float = 0.1          # with a fixed penalty: where every latent's threshold starts, in normalised units
+    lambda_sparse: float = 0.01     # with a fixed penalty: its coefficient, per active latent and dimension
     target_l0: float | None = 75.0  # active latents per token to steer towards; None for a fixed penalty
-    bandwidth: float = 0.1          # width of the straight-through window around the threshold, in normalised units
+    bandwidth: float = 0.5          # width of the straight-through window around the threshold, in normalised units
 
     def __post_init__(self):
         positive = {"d_model": self.d_model, "d_hidden": self.d_hidden, "bandwidth": self.bandwidth}
@@ -64,20 +64,20 @@ class SAEConfig:
             raise InputError(f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden = {self.d_hidden} latents; "
                              "choose a target between 1 and d_hidden")
 
-# %% ../nbs/00_config.ipynb #55d2eb86
+# %% ../nbs/00_config.ipynb #41e27e1a
 @dataclass(frozen=True)
 class TrainConfig:
     "How it is trained, and what the result is compared with."
     epochs: int = 20                  # passes over the training rows
     batch_size: int = 256             # rows of one step
-    learning_rate: float = 1e-4       # peak of the cosine schedule, for batches of 256 rows
+    learning_rate: float = 1e-4       # the highest it gets
     weight_decay: float = 0.0         # on encoder and decoder weights
     gradient_clip: float = 1.0        # largest gradient norm
     target_recon_loss: float = 0.01   # checklist: mean squared error in normalised units
     target_sparsity_min: float = 50   # checklist: active latents per token, at least
     target_sparsity_max: float = 100  # checklist: active latents per token, at most
     warmup: float = 0.02              # share of the steps over which the learning rate rises
-    sparsity_warmup: float = 0.1      # share of the steps over which the target L0 comes down
+    decay: float = 0.3                # share of the steps over which it falls to zero at the end
     validation: float = 0.05          # share of the documents kept for validation
     sink_norm: float = 4.0            # rows longer than this many times the median norm are attention sinks, left out
     seed: int = 0                     # decides the initial weights, the split and the order of rows
@@ -85,7 +85,7 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm"):
             if getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
-        for name in ("warmup", "sparsity_warmup", "validation"):
+        for name in ("warmup", "decay", "validation"):
             if not 0 <= getattr(self, name) < 1: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it is a share from 0 to below 1")
 
 # %% ../nbs/00_config.ipynb #fdbb4e1f
@@ -175,6 +175,14 @@ def write_json(path: str | Path, value: Any) -> Path:
 def sha256(path: str | Path) -> str:
     "The SHA-256 of a file's bytes, in hexadecimal."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+
+# %% ../nbs/00_config.ipynb #895ef65e
+def read_pt(path: str | Path, what: str, device: str = "cpu", mmap: bool = False) -> Any:
+    "The contents of a `.pt` file, never unpickled into objects; `what` names it in errors."
+    import torch
+    try: return torch.load(path, weights_only=True, map_location=device, mmap=mmap)
+    except FileNotFoundError: raise InputError(f"there is no {what} at {path}") from None
+    except Exception as error: raise InputError(f"{path} cannot be read as {what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
 # %% ../nbs/00_config.ipynb #da165553
 def check_writable(folder: str | Path) -> Path:
