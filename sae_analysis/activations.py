@@ -139,7 +139,7 @@ def unpack_names(packed: Tensor) -> list[str]:
     "The list of strings that `pack_names` was given."
     return json.loads(packed.numpy().tobytes().decode())
 
-# %% ../nbs/04_activations.ipynb #79c3cfc7
+# %% ../nbs/04_activations.ipynb #88aa9998
 class ActivationStore:
     "Rows `[rows, d_model]` of one layer, with the token table when there is one."
 
@@ -169,9 +169,10 @@ class ActivationStore:
 
     def in_validation(self, share: float) -> np.ndarray:
         "For each row whether it is kept for validation: whole documents, or blocks of 1,024 rows where documents are not known."
-        if self.tokens is not None: return self.tokens.in_validation(share)[:len(self)]
-        blocks = np.array([hash_unit(f"validation:{block}") < share for block in range(len(self)//1024 + 1)])
-        return blocks[np.arange(len(self))//1024]
+        if self.tokens is not None: held = self.tokens.in_validation(share)[:len(self)]
+        else: held = np.array([hash_unit(f"validation:{block}") < share for block in range(len(self)//1024 + 1)])[np.arange(len(self))//1024]
+        if held.any() and not held.all(): return held
+        return np.arange(len(self)) >= len(self) - max(1, int(share*len(self)))   # too few documents to choose from: the end of the stream
 
     @cached_property
     def norms(self) -> np.ndarray:

@@ -15,15 +15,17 @@ from .config import InputError, SAEConfig, TrainConfig, check_writable, load_con
 __all__ = ['run_command', 'parse_layers', 'extract_and_train_parser', 'open_corpus', 'stored_layers', 'extract_and_train',
            'run_sae_analysis_parser', 'load_sources', 'run_sae_analysis', 'demo_parser', 'demo_prompts', 'main']
 
-# %% ../nbs/13_cli.ipynb #e3b051cf
+# %% ../nbs/13_cli.ipynb #04ddedbe
 def run_command(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     "Parses flags, runs `work`, turns input errors into a line; returns the exit status."
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    warnings.showwarning = lambda message, category, *rest, **more: print(f"note: {message}", file=sys.stderr)
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_MININTERVAL", "15")
-    try: work(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, category, *rest, **more: print(f"note: {message}", file=sys.stderr)
+            work(arguments)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -64,7 +64,7 @@ class SAEConfig:
             raise InputError(f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden = {self.d_hidden} latents; "
                              "choose a target between 1 and d_hidden")
 
-# %% ../nbs/00_config.ipynb #41e27e1a
+# %% ../nbs/00_config.ipynb #9183db7a
 @dataclass(frozen=True)
 class TrainConfig:
     "How it is trained, and what the result is compared with."
@@ -87,6 +87,7 @@ class TrainConfig:
             if getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
         for name in ("warmup", "decay", "validation"):
             if not 0 <= getattr(self, name) < 1: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it is a share from 0 to below 1")
+        if self.validation == 0: raise InputError("sae_training.validation is 0; some rows must be kept out of training to measure on, such as 0.05")
 
 # %% ../nbs/00_config.ipynb #fdbb4e1f
 def from_section(cls: type, section: str, values: dict | None, where: str) -> Any:

@@ -197,7 +197,7 @@ def settle(sae: JumpReLUSAE, store: ActivationStore, rows: np.ndarray, scale: fl
         low, high = (middle, high) if l0 > target else (low, middle)
     sae.threshold.copy_((sae.threshold + (low + high)/2).clamp(min=0))
 
-# %% ../nbs/08_trainer.ipynb #e53a7b66
+# %% ../nbs/08_trainer.ipynb #661cce54
 class Trainer:
     "Trains one SAE on one layer's store, epoch by epoch."
 
@@ -225,10 +225,9 @@ class Trainer:
         self._record(float(np.mean(losses)))
 
     def _record(self, train_loss: float) -> None:
-        rows = self.rows.validation if len(self.rows.validation) else self.rows.train[:self.config.batch_size]
-        if (target := self.stepper.sae.config.target_l0) is not None and self.stepper.count == self.steps:
+        if self.stepper.sae.config.target_l0 is not None and self.stepper.count == self.steps:
             settle(self.stepper.sae, self.store, self.rows.train, self.rows.scale)
-        v = validate(self.stepper.sae, self.store, rows[:200_000], self.rows.scale)
+        v = validate(self.stepper.sae, self.store, self.rows.validation[:200_000], self.rows.scale)
         entry = {"recon_loss": v["mse"], "train_recon_loss": train_loss, "sparsity": v["l0"]/self.stepper.sae.config.d_hidden, "l0": v["l0"], "fvu": v["fvu"],
                  "explained_variance": v["explained_variance"], "raw_mse": v["mse"]*self.rows.scale**2, "dead": v["dead"], "dense": v["dense"],
                  "price": self.stepper.price, "learning_rate": self.stepper.learning_rate}

@@ -1,0 +1,51 @@
+# make demo   the whole way on the embedded model, offline: activations, SAE, features, chat analysis, report
+# make test   every notebook as a test
+# make help   the rest
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo_output
+
+.PHONY: help demo test test-slow checks readme pocket clean
+help:            ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sae_analysis needs Python 3.10 or newer; set PYTHON=..."; exit 1; }
+	@echo "making .venv with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: settings.ini setup.py pyproject.toml | .venv/made
+	@echo "installing sae_analysis and what it needs (several GB the first time; a few minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/installed-dev: settings.ini setup.py pyproject.toml | .venv/made
+	@echo "installing sae_analysis, what it needs, and the development extras (several GB the first time; a few minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ .venv/installed
+
+demo: .venv/installed   ## train, explain and analyse an SAE on the pocket model, offline, into demo_output/
+	$(BIN)/sae_analysis demo --out $(OUT)
+
+test: .venv/installed-dev   ## run every notebook as a test
+	@echo "running the notebooks as tests"
+	$(BIN)/python .ci/checks.py notebooks
+
+test-slow: .venv/installed-dev   ## the same, with the cells flagged slow
+	$(BIN)/python .ci/checks.py notebooks --flags slow
+
+checks: .venv/installed-dev   ## notebooks and package in step, README fresh, docs buildable, wheel complete
+	$(BIN)/python .ci/checks.py sync order readme docs wheel
+
+readme: .venv/installed-dev   ## write README.md from nbs/index.ipynb
+	$(BIN)/python .ci/checks.py write-readme
+
+pocket: .venv/installed-dev   ## train the pocket model anew (about two hours on two cores; goes on when interrupted)
+	mkdir -p pocket_training
+	cd nbs/tutorials && POCKET_FULL=1 POCKET_FOLDER=$(CURDIR)/pocket_training $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 --output-dir $(CURDIR)/pocket_training pocket_recipe.ipynb
+	@echo "the model lies in pocket_training/pocket; copy it to sae_analysis/pocket to ship it"
+
+clean:           ## remove what was made, but not .venv
+	rm -rf build dist *.egg-info _proc _docs demo_output nbs/nbdev.yml
