@@ -224,7 +224,7 @@ def demo_prompts(documents: Sequence[Any], each: int = 12) -> list[Any]:
     for prompt in filter(None, map(question_of, documents)): found.setdefault(prompt.label, []).append(prompt)
     return [prompt for label in sorted(found) for prompt in found[label][:each]]
 
-# %% ../nbs/13_cli.ipynb #a6b6ba2f
+# %% ../nbs/13_cli.ipynb #70f33eec
 def _demo(a: argparse.Namespace) -> None:
     from sae_analysis.evaluation import checklist, evaluate
     from sae_analysis.extractor import extract
@@ -239,11 +239,11 @@ def _demo(a: argparse.Namespace) -> None:
     print(f"1/5  reading {a.num_tokens:,} tokens of documentation with the pocket model")
     store = extract(model, corpus, [a.layer], a.num_tokens, out/"hidden_states")[a.layer]
     print(f"2/5  training a JumpReLU SAE with {a.d_hidden:,} latents on layer {a.layer}")
-    settings = TrainConfig(epochs=a.epochs, batch_size=2048, learning_rate=3e-3)
+    settings = TrainConfig(epochs=a.epochs, batch_size=2048, learning_rate=5e-3)
     run = train(store, SAEConfig(d_model=store.d_model, d_hidden=a.d_hidden), settings, out/"checkpoints", device)
     print("3/5  measuring it on held-out documentation")
     heldout = list(islice(corpus.heldout(), a.heldout_documents))
-    quality = evaluate(run.sae, model, heldout, a.layer)
+    quality = evaluate(run.sae, model, heldout, a.layer, loss_tokens=10_000)
     print("4/5  gathering evidence for every feature")
     features = interpret(run.sae, model, heldout, a.layer, max_tokens=100_000)
     interpretations = features.save(out/"interpretations"/f"layer_{a.layer}_interpretations.json")

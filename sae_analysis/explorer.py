@@ -43,12 +43,13 @@ def plot_l0(history: dict[str, Any], ax: Any = None, band: tuple[float, float] =
     ax.set(xlabel="step", ylabel="active latents per token", title="L0 during training", ylim=(0, max([band[1]*1.3, *curve["l0"]])))
     return ax
 
-# %% ../nbs/12_explorer.ipynb #5be8aaef
+# %% ../nbs/12_explorer.ipynb #d88cdce4
 def plot_l0_per_token(l0: Any, ax: Any = None, band: tuple[float, float] = (50, 100)) -> Any:
     "How many latents are active on each held-out token."
     ax, values = _axes(ax), [float(v) for v in l0]
     ax.axvspan(*band, color=BLUE, alpha=0.1, lw=0)
-    ax.hist(values, bins=60, color=BLUE)
+    step = max(1, round(max(values, default=0)/60))   # whole numbers in every bin
+    ax.hist(values, bins=[i*step - 0.5 for i in range(int(max(values, default=0))//step + 2)], color=BLUE)
     ax.axvline(sum(values)/max(len(values), 1), color=ORANGE, lw=1.5)
     ax.set(xlabel="active latents on a token", ylabel="held-out tokens", title="L0, token by token")
     return ax
@@ -105,13 +106,14 @@ STYLE = """
 .sae .context span{background:rgb(var(--shade)/calc(var(--v,0)*.65));border-radius:2px}.sae .context .peak{outline:1px solid currentColor}
 """
 
-# %% ../nbs/12_explorer.ipynb #e947efea
+# %% ../nbs/12_explorer.ipynb #a24c2fd6
 def table_html(table: Any, links: Sequence[str] = ()) -> str:
     "A DataFrame as escaped HTML; a column `met` becomes words, columns in `links` become links."
     def cell(name: str, value: Any) -> str:
         if name == "met": return f'<td class="{"met" if value else "missed"}">{"met" if value else "not met"}</td>'
         if name in links and value: return f'<td><a href="{html.escape(value)}">open</a></td>'
-        return f"<td>{visible(f'{value:.4g}' if isinstance(value, float) else str(value))}</td>"
+        shown = f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return f"<td>{visible(shown)}</td>"
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
     rows = "".join("<tr>" + "".join(cell(n, v) for n, v in zip(table.columns, row)) + "</tr>" for row in table.itertuples(index=False))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -65,8 +65,8 @@ def _revive(d_z: Tensor, d_t: Tensor, on: Tensor, dead: Tensor, weight: float) -
     d_z[:, dead] -= below
     d_t[dead] += below.sum(0, dtype=torch.float32)
 
-# %% ../nbs/08_trainer.ipynb #d7569e43
-def threshold_shift(l0: float, target: float, window: float, damping: float = 0.3, most: float = 0.1) -> float:
+# %% ../nbs/08_trainer.ipynb #4d28fd6d
+def threshold_shift(l0: float, target: float, window: float, damping: float = 0.1, most: float = 0.1) -> float:
     "How far to move all thresholds, given how L0 answers to it."
     return float(np.clip(damping*(l0 - target)/max(window, 1e-6), -most, most))
 
@@ -94,7 +94,7 @@ def compute_dtype(device: str) -> torch.dtype:
     fast = device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if fast else torch.float32
 
-# %% ../nbs/08_trainer.ipynb #988931c2
+# %% ../nbs/08_trainer.ipynb #05b0e258
 class Stepper:
     "Takes training steps on one SAE that reads normalised activations."
 
@@ -105,7 +105,7 @@ class Stepper:
         self.silent = torch.zeros(sae.config.d_hidden, device=device)   # tokens since each latent was last active
         self.price: float | None = None if sae.config.target_l0 is not None else sae.config.lambda_sparse
         groups = [{"params": [sae.W_enc, sae.W_dec], "weight_decay": config.weight_decay}, {"params": [sae.b_enc, sae.b_dec, sae.threshold]}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.0, 0.999), weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.7, 0.999), weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
 
     @property
     def learning_rate(self) -> float:
