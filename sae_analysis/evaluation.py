@@ -18,10 +18,10 @@ from .sae import JumpReLUSAE, Reconstruction
 # %% auto #0
 __all__ = ['heldout_batches', 'next_token_losses', 'LossSums', 'add_losses', 'Quality', 'evaluate', 'checklist']
 
-# %% ../nbs/09_evaluation.ipynb #d7e21451
-def heldout_batches(model: LanguageModel, texts: Iterable[str | Document], num_tokens: int, batch_size: int, context: int | None = None) -> Iterator[TokenShard]:
+# %% ../nbs/09_evaluation.ipynb #897a26c5
+def heldout_batches(model: LanguageModel, texts: Iterable[str | Document], num_tokens: int, batch_size: int, context: int = 1024) -> Iterator[TokenShard]:
     "Windows of `texts` in batches, with the positions that count; about `num_tokens` of them."
-    context = min(context or 1024, model.context_length)
+    context = min(context, model.context_length)
     yield from token_shards(pack(texts, model.tokenizer, context), model.special_ids(), num_tokens, batch_size)
 
 # %% ../nbs/09_evaluation.ipynb #1a10c993
@@ -85,21 +85,23 @@ class Quality:
         return f"Quality(l0 {f['l0']:.1f}, fvu {f['fvu']:.4f}, loss recovered {f['loss_recovered']:.1%}, dead {f['dead']:.1%}, on {f['rows']:,} tokens)"
     def _repr_html_(self) -> str: return self.table().to_html(float_format="{:.4g}".format)
 
-# %% ../nbs/09_evaluation.ipynb #40966da8
+# %% ../nbs/09_evaluation.ipynb #0231d330
 @torch.no_grad()
 def evaluate(sae: JumpReLUSAE, model: LanguageModel,
              texts: Iterable[str | Document],   # held-out text, such as corpus.heldout()
              layer: int,
              num_tokens: int = 100_000,         # tokens for sparsity, error, dead latents
              loss_tokens: int = 20_000,         # tokens for the losses, which need four whole passes
-             batch_size: int = 8) -> Quality:
+             batch_size: int = 8,
+             context_length: int | None = None  # tokens in a window; None: as in training
+             ) -> Quality:
     "Measures an SAE on text it was not trained on."
     from tqdm.auto import tqdm
     inner, outer = (Reconstruction(sae.config.d_model, sae.config.d_hidden) for _ in range(2))
     sums, sums_outer, l0 = LossSums(), LossSums(), []
-    device = sae.W_enc.device
+    device, context = sae.W_enc.device, context_length or sae.metadata.get("context_length", 1024)
     with tqdm(total=num_tokens, desc=f"evaluating layer {layer}", unit=" tokens", unit_scale=True) as bar:
-        for batch in heldout_batches(model, texts, num_tokens, batch_size):
+        for batch in heldout_batches(model, texts, num_tokens, batch_size, context):
             ids = batch.input_ids.long()
             hidden = model.residuals(ids, [layer])[layer].to(device)
             real = torch.ones_like(batch.kept)

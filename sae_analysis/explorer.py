@@ -135,15 +135,16 @@ def training_figure(history: dict[str, Any], quality: Any) -> Any:
     plot_loss(history, axes[0, 0]); plot_l0(history, axes[0, 1]); plot_l0_per_token(quality.l0_per_token, axes[1, 0]); plot_density(quality.density, axes[1, 1])
     return figure
 
-# %% ../nbs/12_explorer.ipynb #6a599e6a
+# %% ../nbs/12_explorer.ipynb #d6165ed7
 def universal_html(universal: Any, features: Any, prompts: int, each: int = 6) -> str:
     "The most widespread universal features of each token type, with what is known of them."
     parts = []
     for (source, token), group in universal.groupby(["source", "token"], sort=True):
         top = group.head(each)
-        shown = top[["feature_id", "activation_mean", "activation_max", "activation_min", "num_prompts", "link"]].assign(
+        links = ["link"] if top.link.astype(bool).any() else []
+        shown = top[["feature_id", "activation_mean", "activation_max", "activation_min", "num_prompts", *links]].assign(
             label=[features[int(i)].get("label", "") if features is not None else "" for i in top.feature_id])
-        parts.append(f"<h3>{visible(source)}, at <code>{visible(token)}</code></h3><p>{len(group)} universal features over {prompts} prompts; the most widespread:</p>{table_html(shown, links=['link'])}")
+        parts.append(f"<h3>{visible(source)}, at <code>{visible(token)}</code></h3><p>{len(group)} universal features over {prompts} prompts; the most widespread:</p>{table_html(shown, links)}")
     return "".join(parts) or "<p>No feature is universal on these prompts.</p>"
 
 # %% ../nbs/12_explorer.ipynb #fe56837a
