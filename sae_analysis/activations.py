@@ -139,7 +139,7 @@ def unpack_names(packed: Tensor) -> list[str]:
     "The list of strings that `pack_names` was given."
     return json.loads(packed.numpy().tobytes().decode())
 
-# %% ../nbs/04_activations.ipynb #88aa9998
+# %% ../nbs/04_activations.ipynb #9aa04b43
 class ActivationStore:
     "Rows `[rows, d_model]` of one layer, with the token table when there is one."
 
@@ -174,6 +174,13 @@ class ActivationStore:
         if held.any() and not held.all(): return held
         return np.arange(len(self)) >= len(self) - max(1, int(share*len(self)))   # too few documents to choose from: the end of the stream
 
+    def head(self, rows: int) -> "ActivationStore":
+        "The same store, ending after its first `rows` rows."
+        if rows >= len(self): return self
+        def cut(parts: Sequence[Tensor]) -> list[Tensor]:
+            return [part[:rows - start] for part, start in zip(parts, self.starts) if start < rows]
+        return ActivationStore(cut(self.parts), self.layer, self.tokens, self.manifest, self.path, cut(self._norms) if self._norms is not None else None)
+
     @cached_property
     def norms(self) -> np.ndarray:
         "The Euclidean norm of every row."
@@ -182,7 +189,7 @@ class ActivationStore:
         return np.concatenate([part[i:i + step].float().norm(dim=1).numpy() for part in self.parts for i in range(0, len(part), step)])
 
     def __repr__(self) -> str:
-        return f"ActivationStore({self.path}: layer {self.layer}, {len(self):,} rows of {self.d_model}, {str(self.dtype)[6:]})"
+        return f"ActivationStore({self.path.name}: layer {self.layer}, {len(self):,} rows of {self.d_model}, {str(self.dtype)[6:]})"
 
 # %% ../nbs/04_activations.ipynb #38ca1200
 def candidates(path: Path) -> list[Path]:
@@ -190,7 +197,7 @@ def candidates(path: Path) -> list[Path]:
     bare = path.with_suffix("") if path.suffix in (".pt", ".safetensors") else path
     return list(dict.fromkeys([path, bare, bare.with_suffix(".pt"), bare.with_suffix(".safetensors")]))
 
-# %% ../nbs/04_activations.ipynb #b6099ab4
+# %% ../nbs/04_activations.ipynb #44b80973
 def open_store(path: str | Path) -> ActivationStore:
     "The activations at `path`: a store's folder, a `.safetensors` file, or the guide's `.pt` file; memory-mapped."
     tried = candidates(Path(path))
@@ -201,7 +208,8 @@ def open_store(path: str | Path) -> ActivationStore:
     rows = states.get("hidden_states")
     if not isinstance(rows, Tensor) or rows.ndim != 2: raise InputError(f"{found}: expected hidden_states of shape [rows, d_model]; found {', '.join(states) or 'nothing'}")
     if (width := states.get("d_model", rows.shape[1])) != rows.shape[1]: raise InputError(f"{found}: says d_model {width}, but its rows have {rows.shape[1]}")
-    return ActivationStore([rows], states.get("layer_idx"), path=found)
+    layer = states.get("layer_idx")
+    return ActivationStore([rows], None if layer is None else int(layer), path=found)
 
 # %% ../nbs/04_activations.ipynb #d324ae8d
 def _open_folder(path: Path) -> ActivationStore:

@@ -92,7 +92,7 @@ def feature_html(interpretation: dict[str, Any]) -> str:
     return (f'<article><h3>Feature {i["feature_id"]} <small>{visible(i["label"])}</small></h3>'
             f'<p>active on {i["density"]:.2%} of tokens · tells {i["score"]:.1f} bits about the token · fires on {tokens}</p>{contexts}</article>')
 
-# %% ../nbs/12_explorer.ipynb #9a1533a8
+# %% ../nbs/12_explorer.ipynb #8f5e0ea9
 STYLE = """
 :root{color-scheme:light dark;--ink:#222;--paper:#fff;--line:#ddd;--soft:#f5f6f7;--shade:209 102 28}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181b;--line:#3a3d42;--soft:#202327;--shade:240 140 60}}
@@ -103,6 +103,7 @@ STYLE = """
 .sae td.met{color:#1a7f37;font-weight:600}.sae td.missed{color:#b4470c;font-weight:600}
 .sae code{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap}.sae small{opacity:.7}.sae figure{margin:0;background:#fff;border-radius:6px}.sae figure img{max-width:100%}
 .sae .context{display:flex;justify-content:space-between;gap:1rem;border-top:1px solid var(--line);padding:.15rem 0}
+.sae .context code{background:none;padding:0}.sae .context>small{flex:none;white-space:nowrap}
 .sae .context span{background:rgb(var(--shade)/calc(var(--v,0)*.65));border-radius:2px}.sae .context .peak{outline:1px solid currentColor}
 """
 

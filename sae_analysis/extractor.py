@@ -46,12 +46,12 @@ def tokenized(documents: Iterable[Document], tokenizer: Any, group: int = 64) ->
         encoded = tokenizer([document.text for document in taken], add_special_tokens=False, verbose=False)["input_ids"]
         yield from ((document.id, ids) for document, ids in zip(taken, encoded) if ids)
 
-# %% ../nbs/05_extractor.ipynb #41fd2929
+# %% ../nbs/05_extractor.ipynb #27e53699
 def pack(texts: Iterable[str | Document], tokenizer: Any, context: int) -> Iterator[Window]:
     "Windows of `context` tokens, filled with documents and separators."
     separator, begin = frame_tokens(tokenizer)
     size, count, names = context - len(begin), 0, []
-    ids, owners = ([], []) if begin else ([separator], [-1])
+    ids, owners = ([], []) if begin else ([separator], [-1])   # tokens that wait for a window to be full
     def window(take: list[int], own: list[int], new: list[str], filling: int = 0) -> Window:
         return Window(begin + take + [separator]*filling, [-1]*len(begin) + own + [-1]*filling, new, filling)
     for name, tokens in tokenized(as_documents(texts), tokenizer):
@@ -59,9 +59,11 @@ def pack(texts: Iterable[str | Document], tokenizer: Any, context: int) -> Itera
         owners += [count]*len(tokens) + [-1]
         names.append(name)
         count += 1
-        while len(ids) >= size:
-            yield window(ids[:size], owners[:size], names)
-            ids, owners, names = ids[size:], owners[size:], []
+        full = len(ids) - len(ids) % size
+        for start in range(0, full, size):
+            yield window(ids[start:start + size], owners[start:start + size], names)
+            names = []
+        ids, owners = ids[full:], owners[full:]
     if names or any(owner >= 0 for owner in owners): yield window(ids, owners, names, size - len(ids))
 
 # %% ../nbs/05_extractor.ipynb #226283bc
@@ -141,7 +143,7 @@ def run_facts(model: LanguageModel, corpus: Any, context: int, dtype: torch.dtyp
     return {"format": 1, "model": model.name, "revision": model.revision, "computed_in": str(model.dtype)[6:], "dtype": str(dtype)[6:],
             "d_model": model.d_model, "context_length": context, "shard_windows": max(1, 65_536//context), "corpus": text}
 
-# %% ../nbs/05_extractor.ipynb #01fef371
+# %% ../nbs/05_extractor.ipynb #5bb94243
 def extract(model: LanguageModel,
             corpus: Corpus | Sequence[str],         # plain iteration over a corpus gives its training part
             layers: Sequence[int],
@@ -163,7 +165,7 @@ def extract(model: LanguageModel,
     for folder in unfinished: folder.drop_partial()
     if unfinished: _write(model, corpus, context, num_tokens, batch_size, dtype, tokens, folders)
     _report_end(folders, num_tokens, strict)
-    return {layer: open_store(layer_folder(out, layer)) for layer in layers}
+    return {layer: open_store(layer_folder(out, layer)).head(num_tokens) for layer in layers}
 
 # %% ../nbs/05_extractor.ipynb #539e03c2
 def layer_folder(out: str | Path, layer: int) -> Path:
@@ -201,13 +203,14 @@ def _stored(states: Tensor, dtype: torch.dtype, layer: int) -> Tensor:
         raise InputError(f"layer {layer}: values up to {largest:.3g} overflow {str(dtype)[6:]}; store them as bfloat16 or float32")
     return states.to(dtype)
 
-# %% ../nbs/05_extractor.ipynb #7d4586d2
+# %% ../nbs/05_extractor.ipynb #c2637fc4
 def _report_end(folders: dict[int, ShardFolder], num_tokens: int, strict: bool) -> None:
     "Says when the corpus ended before enough rows were found, and notes the norms of a finished layer."
     short = {layer: folder.rows for layer, folder in folders.items() if folder.rows < num_tokens}
     for folder in folders.values():
         if folder.rows and folder.manifest.get("norms_of") != folder.rows: folder.update({"norms_of": folder.rows, "norms": _norm_summary(folder)})
     if not short: return
+    if not min(short.values()): raise InputError("the corpus gave no text at all: is it empty, or is all of it held out? corpus.everything() leaves nothing out")
     message = f"the corpus ended after {min(short.values()):,} of {num_tokens:,} tokens; they are kept"
     if strict: raise InputError(f"{message}. Give more text, or ask for fewer tokens.")
     warnings.warn(message)

@@ -14,7 +14,7 @@ from .sae import JumpReLUSAE, load_sae
 
 # %% auto #0
 __all__ = ['REGISTRY', 'Source', 'parse_source', 'Published', 'register', 'published', 'feature_link', 'from_dictionary',
-           'load_dictionary', 'sae_folders', 'load_source']
+           'load_dictionary', 'sae_folders', 'is_sae', 'load_source']
 
 # %% ../nbs/07_hub.ipynb #90e71b11
 @dataclass(frozen=True, order=True)
@@ -108,20 +108,25 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> JumpReLUSAE:
     except (RuntimeError, KeyError, ValueError, EOFError) as error: raise InputError(f"{folder} cannot be read as a dictionary: {error}") from None
     return from_dictionary(dictionary, {"layer": config["trainer"].get("layer"), "model": config["trainer"].get("lm_name")}).to(device)
 
-# %% ../nbs/07_hub.ipynb #d861f318
+# %% ../nbs/07_hub.ipynb #959b47ed
 def sae_folders(family: Published, sae_dir: str | Path | None = None) -> list[Path]:
     "Where SAEs of a family may lie, most specific first."
-    if sae_dir is not None: return [Path(sae_dir)]
+    if sae_dir is not None: return [Path(sae_dir)/family.name, Path(sae_dir)]   # two families may use the same names inside
     named = os.environ.get("SAE_ANALYSIS_DIR")
     return [*([Path(named)/family.name] if named else []), Path(family.folder)]
 
-# %% ../nbs/07_hub.ipynb #527bb2dd
+# %% ../nbs/07_hub.ipynb #d8d1435a
+def is_sae(path: Path) -> bool:
+    "Whether an SAE lies there whole; a download that was cut off does not count."
+    return path.is_file() or (path/"cfg.json").is_file() or ((path/"ae.pt").is_file() and (path/"config.json").is_file())
+
+# %% ../nbs/07_hub.ipynb #2276c061
 def load_source(source: Source, sae_dir: str | Path | None = None, device: str = "cpu") -> JumpReLUSAE:
     "The SAE that a source names, from disk, or from the Hub when it is not there."
     family = published(source.model)
     relative = family.pattern.format(layer=source.layer, trainer=source.trainer)
     folders = sae_folders(family, sae_dir)
-    found = next((folder/relative for folder in folders if (folder/relative).exists()), None)
+    found = next((folder/relative for folder in folders if is_sae(folder/relative)), None)
     if found is None:
         if not family.repo: raise InputError(f"{source.name}: no SAE at {', '.join(str(folder/relative) for folder in folders)}; train it first, or give --sae-dir")
         found = _download(family, relative, folders, source)

@@ -72,7 +72,7 @@ class Corpus:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.description().items())}, split={self.split!r})"
 
-# %% ../nbs/01_loaders.ipynb #c116c194
+# %% ../nbs/01_loaders.ipynb #df973fee
 class TextCorpus(Corpus):
     "Documents from a list of strings, or from a `.txt`, `.jsonl` or `.parquet` file, or a folder of `.txt` files."
 
@@ -88,11 +88,13 @@ class TextCorpus(Corpus):
         if isinstance(self.source, list):
             yield from (Document(f"text-{i}", text) for i, text in enumerate(self.source))
         elif self.source.is_dir() or self.source.suffix == ".txt":
-            files = sorted(self.source.rglob("*.txt")) if self.source.is_dir() else [self.source]
-            yield from (Document(file.name, file.read_text(encoding="utf-8", errors="replace")) for file in files)
+            for file in sorted(self.source.rglob("*.txt")) if self.source.is_dir() else [self.source]:
+                text = file.read_text(encoding="utf-8", errors="replace")
+                if self.source.is_dir(): yield Document(str(file.relative_to(self.source)), text)
+                else: yield from (Document(f"{file.name}:{i}", part) for i, part in enumerate(re.split(r"\n\s*\n", text)) if part.strip())
         else:
             for i, row in enumerate(read_table(self.source, [self.column])):
-                yield Document(str(row.get("id", f"{self.source.name}:{i}")), row[self.column])
+                yield Document(f"{self.source.name}:{i}" if row.get("id") is None else str(row["id"]), row[self.column])
 
     def description(self) -> dict[str, Any]:
         if isinstance(self.source, Path): return {"source": self.source.name, "column": self.column}
@@ -102,12 +104,16 @@ class TextCorpus(Corpus):
         if isinstance(self.source, list): return ""
         return files_version((str(f.name), f) for f in (sorted(self.source.rglob("*.txt")) if self.source.is_dir() else [self.source]))
 
-# %% ../nbs/01_loaders.ipynb #8f36caa3
+# %% ../nbs/01_loaders.ipynb #118dbfc3
 def files_version(files: Iterable[tuple[str, Path]]) -> str:
-    "A short hash of the names and sizes of (name, file) pairs."
-    return hashlib.sha256("".join(f"{name}\0{path.stat().st_size}\n" for name, path in files).encode()).hexdigest()[:12]
+    "A short hash of the names and sizes of (name, file) pairs, and of the first megabyte of a lone file."
+    files = list(files)
+    seen = hashlib.sha256("".join(f"{name}\0{path.stat().st_size}\n" for name, path in files).encode())
+    if len(files) == 1:
+        with open(files[0][1], "rb") as file: seen.update(file.read(1_000_000))
+    return seen.hexdigest()[:12]
 
-# %% ../nbs/01_loaders.ipynb #5642b044
+# %% ../nbs/01_loaders.ipynb #fe9ba544
 def read_table(path: str | Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     "Rows of a Parquet or JSONL file, streamed; `columns` must all be there."
     from datasets import load_dataset
@@ -116,10 +122,16 @@ def read_table(path: str | Path, columns: list[str]) -> Iterator[dict[str, Any]]
     if kind is None: raise InputError(f"{path}: cannot read {Path(path).suffix or 'this'} files; use {', '.join(kinds)}")
     if not Path(path).is_file(): raise InputError(f"there is no file {path}")
     rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(_rows_of(rows, path)):
         missing = [column for column in columns if row.get(column) is None]
         if missing: raise InputError(f"{path}, row {i}: lacks {', '.join(missing)}; it has {', '.join(row)}")
         yield row
+
+# %% ../nbs/01_loaders.ipynb #509d74b9
+def _rows_of(rows: Iterable[dict[str, Any]], path: str | Path) -> Iterator[dict[str, Any]]:
+    try: yield from rows
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 # %% ../nbs/01_loaders.ipynb #98e82ded
 def as_documents(texts: Iterable[str | Document]) -> Iterator[Document]:
@@ -319,9 +331,11 @@ def load_prompts(path: str | Path = "./prompts") -> list[Prompt]:
     if not prompts: raise InputError(f"no prompts: {path} is empty")
     return prompts
 
-# %% ../nbs/01_loaders.ipynb #ebc18910
+# %% ../nbs/01_loaders.ipynb #c1fd6862
 def _prompts_of(file: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    try: text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error: raise InputError(f"{file} is not UTF-8 text: {error}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip(): continue
         where = f"{file}:{number}"
         try: row = json.loads(line)

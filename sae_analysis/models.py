@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from .config import InputError, closest, pick_device, sha256
 
 # %% auto #0
-__all__ = ['BLOCK_PATHS', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'LanguageModel', 'pocket_folder', 'load_model',
-           'GPT2WithResidualHooks']
+__all__ = ['BLOCK_PATHS', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
+           'usable_positions', 'LanguageModel', 'pocket_folder', 'load_model', 'GPT2WithResidualHooks']
 
-# %% ../nbs/02_models.ipynb #007669fc
-BLOCK_PATHS = ("transformer.h", "model.layers", "gpt_neox.layers", "encoder.layer", "bert.encoder.layer", "h", "layers")
+# %% ../nbs/02_models.ipynb #ca72ffba
+BLOCK_PATHS = ("transformer.h", "model.layers", "model.language_model.layers", "gpt_neox.layers", "encoder.layer", "bert.encoder.layer", "h", "layers")
 
-# %% ../nbs/02_models.ipynb #44c29208
+# %% ../nbs/02_models.ipynb #4005b05f
+def text_config(model: nn.Module) -> Any:
+    "The configuration of a model's text part: the model's own, or one inside it when the model also sees."
+    return getattr(model.config, "get_text_config", lambda: model.config)()
+
+# %% ../nbs/02_models.ipynb #b0a95594
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     "The list of transformer blocks of a `transformers` model."
-    count = getattr(model.config, "num_hidden_layers", None)
+    count = getattr(text_config(model), "num_hidden_layers", None)
     named = dict(model.named_modules())
     lists = [named[path] for path in BLOCK_PATHS if path in named]
     lists += [module for module in named.values() if isinstance(module, nn.ModuleList) and len(module) == count]
@@ -52,15 +57,29 @@ def hooked(pairs: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
     finally:
         for handle in handles: handle.remove()
 
-# %% ../nbs/02_models.ipynb #dd86b73e
+# %% ../nbs/02_models.ipynb #cb11aad8
+def special_token_ids(tokenizer: Any) -> set[int]:
+    "Ids of all special tokens: those that the tokenizer's map names, and those that are flagged as special."
+    flagged = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    return set(tokenizer.all_special_ids) | flagged
+
+# %% ../nbs/02_models.ipynb #7540e1a0
+def usable_positions(model: nn.Module) -> int:
+    "How many tokens the model can read at once."
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    skipped = max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
+    return int(getattr(text_config(model), "max_position_embeddings", 1024)) - skipped
+
+# %% ../nbs/02_models.ipynb #3e870e5f
 class LanguageModel:
     "A `transformers` model and its tokenizer, with access to the residual stream."
 
     def __init__(self, model: nn.Module, tokenizer: Any, name: str = "", revision: str = ""):
         self.model, self.tokenizer, self.name, self.revision = model.eval(), tokenizer, name, revision
         self.blocks = find_blocks(model)
-        self.n_layers, self.d_model = len(self.blocks), model.config.hidden_size
-        self.context_length = int(getattr(model.config, "max_position_embeddings", 1024))
+        self.n_layers, self.d_model = len(self.blocks), text_config(model).hidden_size
+        self.context_length = usable_positions(model)
+        self.causal = not type(model).__name__.endswith("ForMaskedLM")
 
     @property
     def device(self) -> torch.device: return next(self.model.parameters()).device
@@ -113,7 +132,7 @@ class LanguageModel:
         "The text of each token by itself, spaces and all."
         return [self.tokenizer.decode([int(i)]) for i in ids]
 
-    def special_ids(self) -> set[int]: return set(self.tokenizer.all_special_ids)
+    def special_ids(self) -> set[int]: return special_token_ids(self.tokenizer)
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}: {self.n_layers} layers, d_model {self.d_model}, {self.dtype}, {self.device})".replace("torch.", "")

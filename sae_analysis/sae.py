@@ -63,7 +63,7 @@ def fold_scale(sae: JumpReLUSAE, scale: float) -> JumpReLUSAE:
     folded.load_state_dict({name: p if name.startswith("W") else p*scale for name, p in sae.state_dict().items()})
     return folded.to(sae.W_enc.device)
 
-# %% ../nbs/06_sae.ipynb #e108bb51
+# %% ../nbs/06_sae.ipynb #22785b1b
 class Reconstruction:
     "Running figures of how an SAE rebuilds rows: `update` with batches, read the rest."
 
@@ -76,9 +76,9 @@ class Reconstruction:
     def update(self, x: Tensor, latents: Tensor, rebuilt: Tensor) -> None:
         "Adds rows `[rows, d_model]`, their latents `[rows, d_hidden]` and reconstructions `[rows, d_model]`."
         self.rows += len(x)
-        self.squared_error += (x.float() - rebuilt.float()).pow(2).sum(dtype=torch.float64).item()
-        self.total += x.sum(0, dtype=torch.float64).cpu()
-        self.square += x.float().pow(2).sum(dtype=torch.float64).item()
+        self.squared_error += (x.float() - rebuilt.float()).pow(2).sum(-1).cpu().double().sum().item()
+        self.total += x.float().sum(0).cpu().double()
+        self.square += x.float().pow(2).sum(-1).cpu().double().sum().item()
         self.active += (latents > 0).sum(0).cpu()
 
     @property
@@ -95,23 +95,24 @@ class Reconstruction:
                 "fvu": fvu, "explained_variance": 1 - fvu,
                 "dead": (self.active == 0).double().mean().item(), "dense": (self.density > 0.1).double().mean().item()}
 
-# %% ../nbs/06_sae.ipynb #1ff434eb
+# %% ../nbs/06_sae.ipynb #183de430
 def save_checkpoint(sae: JumpReLUSAE, path: str | Path) -> Path:
     "Writes an SAE as a `.pt` file, whole or not at all."
     weights = {name: p.detach().cpu().clone() for name, p in sae.state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save({"architecture": "jumprelu", "config": asdict(sae.config), "metadata": sae.metadata, "state_dict": weights}, temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:   # given a name, torch would write it into the file
+        torch.save({"architecture": "jumprelu", "config": asdict(sae.config), "metadata": sae.metadata, "state_dict": weights}, file)
     return Path(path)
 
-# %% ../nbs/06_sae.ipynb #440b8264
+# %% ../nbs/06_sae.ipynb #a3cbacd5
 def load_checkpoint(path: str | Path, device: str = "cpu") -> JumpReLUSAE:
     "Reads an SAE from a `.pt` file written by `save_checkpoint`."
     saved = read_pt(path, "checkpoint", device)
     if not isinstance(saved, dict) or not {"config", "state_dict"} <= saved.keys():
         raise InputError(f"{path} is no SAE checkpoint: expected config and state_dict, found {', '.join(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__}")
-    sae = JumpReLUSAE(SAEConfig(**saved["config"]), saved.get("metadata"))
-    try: sae.load_state_dict(saved["state_dict"])
-    except RuntimeError as error: raise InputError(f"{path}: weights and config do not belong together: {error}") from None
+    try:
+        sae = JumpReLUSAE(SAEConfig(**saved["config"]), saved.get("metadata"))
+        sae.load_state_dict(saved["state_dict"])
+    except (RuntimeError, TypeError) as error: raise InputError(f"{path}: weights and config do not belong together: {error}") from None
     return sae.to(device)
 
 # %% ../nbs/06_sae.ipynb #81672eae
@@ -130,18 +131,21 @@ def save_pretrained(sae: JumpReLUSAE, folder: str | Path) -> Path:
         "sae_analysis": {"config": asdict(sae.config), "metadata": sae.metadata}})
     return folder
 
-# %% ../nbs/06_sae.ipynb #6d4537dc
+# %% ../nbs/06_sae.ipynb #c018b030
 def from_pretrained(folder: str | Path) -> JumpReLUSAE:
     "Reads a JumpReLU SAE in SAELens's layout, ours or one that SAELens wrote."
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     folder = Path(folder)
     if not (folder/"cfg.json").exists(): raise InputError(f"{folder} holds no cfg.json; give the folder that save_pretrained wrote")
-    cfg = json.loads((folder/"cfg.json").read_text(encoding="utf-8"))
+    try:
+        cfg = json.loads((folder/"cfg.json").read_text(encoding="utf-8"))
+        weights = {name: p.float() for name, p in load_file(folder/"sae_weights.safetensors").items()}
+    except (json.JSONDecodeError, SafetensorError, OSError) as error: raise InputError(f"{folder} is no whole SAE: {error}") from None
     ours = cfg.get("sae_analysis", {})
     if cfg.get("architecture") != "jumprelu": raise InputError(f"{folder}: architecture {cfg.get('architecture')!r} is not read here; only 'jumprelu' is")
     if cfg.get("normalize_activations", "none") != "none":
         raise InputError(f"{folder}: normalises activations ({cfg['normalize_activations']}); fold that into the weights with SAELens first")
-    weights = {name: p.float() for name, p in load_file(folder/"sae_weights.safetensors").items()}
     if cfg.get("apply_b_dec_to_input", True): weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
     plain = {"d_model": cfg["d_in"], "d_hidden": cfg["d_sae"], "target_l0": None}
     sae = JumpReLUSAE(SAEConfig(**ours.get("config", plain)), ours.get("metadata", {}))

@@ -133,7 +133,7 @@ class Stepper:
         self.count += 1
         return found
 
-# %% ../nbs/08_trainer.ipynb #39e5bd24
+# %% ../nbs/08_trainer.ipynb #21b0a404
 @dataclass(frozen=True)
 class Rows:
     "Which rows of a store are used for what."
@@ -141,18 +141,20 @@ class Rows:
     validation: np.ndarray  # indices
     sinks: int              # rows left out for their norm
     scale: float            # root mean square of the training rows, per element
+    norm_limit: float       # rows longer than this are attention sinks
 
-# %% ../nbs/08_trainer.ipynb #7247eec2
+# %% ../nbs/08_trainer.ipynb #d5a03a6e
 def choose_rows(store: ActivationStore, config: TrainConfig) -> Rows:
     "Training and validation rows of a store, and the one number that normalises them."
     norms = store.norms
     if not np.isfinite(norms).all(): raise InputError(f"{store.path}: layer {store.layer} has {int((~np.isfinite(norms)).sum())} rows that are NaN or infinite; extract it again")
-    fine = norms <= config.sink_norm*np.median(norms)
+    limit = float(config.sink_norm*np.median(norms))
+    fine = norms <= limit
     held = store.in_validation(config.validation)
     train, validation = np.flatnonzero(fine & ~held), np.flatnonzero(fine & held)
     if len(train) < config.batch_size:
         raise InputError(f"{store.path} has {len(train):,} rows to train on, fewer than one batch of {config.batch_size}; extract more tokens or lower batch_size")
-    return Rows(train, validation, int((~fine).sum()), float(np.sqrt(np.mean(norms[train].astype(np.float64)**2)/store.d_model)))
+    return Rows(train, validation, int((~fine).sum()), float(np.sqrt(np.mean(norms[train].astype(np.float64)**2)/store.d_model)), limit)
 
 # %% ../nbs/08_trainer.ipynb #4bd66dc3
 @dataclass
@@ -197,7 +199,7 @@ def settle(sae: JumpReLUSAE, store: ActivationStore, rows: np.ndarray, scale: fl
         low, high = (middle, high) if l0 > target else (low, middle)
     sae.threshold.copy_((sae.threshold + (low + high)/2).clamp(min=0))
 
-# %% ../nbs/08_trainer.ipynb #661cce54
+# %% ../nbs/08_trainer.ipynb #6dadc8f5
 class Trainer:
     "Trains one SAE on one layer's store, epoch by epoch."
 
@@ -242,11 +244,11 @@ class Trainer:
         "The SAE as it is now, for raw activations, with the facts of its training."
         now = fold_scale(self.stepper.sae, self.rows.scale).cpu()
         facts = {key: self.store.manifest[key] for key in ("model", "revision", "layer", "context_length", "corpus") if key in self.store.manifest}
-        now.metadata.update({"layer": self.store.layer, **facts, "train": asdict(self.config), "rows": {"train": len(self.rows.train), "validation": len(self.rows.validation), "sinks": self.rows.sinks},
+        now.metadata.update({"layer": self.store.layer, **facts, "norm_limit": self.rows.norm_limit, "train": asdict(self.config), "rows": {"train": len(self.rows.train), "validation": len(self.rows.validation), "sinks": self.rows.sinks},
                              "validation": {key: values[-1] for key, values in self.history.items() if isinstance(values, list) and values}})
         return now
 
-# %% ../nbs/08_trainer.ipynb #f5c9a194
+# %% ../nbs/08_trainer.ipynb #dc0b50be
 def train(store: ActivationStore | str | Path,        # activations, or where they lie
           sae_config: SAEConfig | None = None,        # None: the guide's, at the store's width
           config: TrainConfig | None = None,
@@ -266,6 +268,7 @@ def train(store: ActivationStore | str | Path,        # activations, or where th
             trainer.epoch(number, bar)
             better = best is None or (not trainer.acceptable(h["l0"][-1]), h["recon_loss"][-1]) < (not trainer.acceptable(h["l0"][h["best_epoch"]]), h["recon_loss"][h["best_epoch"]])
             if better: best, h["best_epoch"] = trainer.folded(), number
+            if not np.isfinite(h["recon_loss"][-1]): raise InputError(f"layer {store.layer}: the loss is {h['recon_loss'][-1]} after epoch {number + 1}; lower learning_rate")
             if paths:
                 if better: save_checkpoint(best, paths["best"])
                 write_json(paths["history"], {**h, "settings": best.metadata["train"], "rows": best.metadata["rows"]})
