@@ -191,13 +191,14 @@ def sha256(path: str | Path) -> str:
     "The SHA-256 of a file's bytes, in hexadecimal."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
 
-# %% ../nbs/00_config.ipynb #895ef65e
+# %% ../nbs/00_config.ipynb #016a1dbe
 def read_pt(path: str | Path, what: str, device: str = "cpu", mmap: bool = False) -> Any:
     "The contents of a `.pt` file, never unpickled into objects; `what` names it in errors."
     import torch
     try: return torch.load(path, weights_only=True, map_location=device, mmap=mmap)
     except FileNotFoundError: raise InputError(f"there is no {what} at {path}") from None
-    except Exception as error: raise InputError(f"{path} cannot be read as {what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    except Exception as error:   # what the unpickler meets can be anything; its own advice, to load unsafely, is not passed on
+        raise InputError(f"{path} cannot be read as {what}: it is no .pt file of plain tensors ({type(error).__name__})") from None
 
 # %% ../nbs/00_config.ipynb #da165553
 def check_writable(folder: str | Path) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import InputError, SAEConfig, atomic_path, read_pt, write_json
 
 # %% auto #0
-__all__ = ['JumpReLUSAE', 'fold_scale', 'Reconstruction', 'save_checkpoint', 'load_checkpoint', 'save_pretrained',
+__all__ = ['JumpReLUSAE', 'check_layer', 'fold_scale', 'Reconstruction', 'save_checkpoint', 'load_checkpoint', 'save_pretrained',
            'from_pretrained', 'load_sae']
 
 # %% ../nbs/06_sae.ipynb #b47f34f2
@@ -54,6 +54,12 @@ class JumpReLUSAE(nn.Module):
     def __repr__(self) -> str:
         about = "".join(f", {key} {self.metadata[key]}" for key in ("model", "layer") if key in self.metadata)
         return f"JumpReLUSAE({self.config.d_model} -> {self.config.d_hidden}{about})"
+
+# %% ../nbs/06_sae.ipynb #36496194
+def check_layer(sae: JumpReLUSAE, layer: int) -> None:
+    "An error when an SAE that knows its layer is used on another: its figures there would look real and mean nothing."
+    trained = sae.metadata.get("layer")
+    if trained not in (None, layer): raise InputError(f"this SAE was trained on layer {trained}, not on layer {layer}")
 
 # %% ../nbs/06_sae.ipynb #2e71a1df
 @torch.no_grad()
