@@ -49,15 +49,15 @@ def sync() -> None:
 
 
 def order() -> None:
-    "Each module imports only modules with a lower number, and none of the development tools."
-    numbers = {p.stem[3:]: int(p.stem[:2]) for p in (ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")}
+    "Each module imports only modules whose notebooks come before its own, and none of the development tools."
+    numbers = {p.stem[3:]: p.stem for p in (ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")}
     for name, number in numbers.items():
         for node in ast.walk(ast.parse((ROOT/"sae_analysis"/f"{name}.py").read_text(encoding="utf-8"))):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for module in modules:
                 first, _, rest = module.partition(".")
                 assert first not in ("nbdev", "fastcore", "execnb", "ghapi", "jupyterlab"), f"{name} imports {module}, a development tool"
-                if first == "sae_analysis" and rest: assert numbers[rest] < number, f"{name} ({number}) imports {rest} ({numbers[rest]}): data flows one way"
+                if first == "sae_analysis" and rest: assert numbers[rest] < number, f"{number} imports {numbers[rest]}: data flows one way"
 
 
 def readme_text() -> str:

@@ -16,7 +16,7 @@ from .config import InputError, atomic_path, hash_unit, read_pt, sha256, write_j
 
 # %% auto #0
 __all__ = ['save_tensors', 'ShardFolder', 'TokenTable', 'read_tokens', 'pack_names', 'unpack_names', 'ActivationStore',
-           'candidates', 'open_store', 'shuffled_order', 'batches']
+           'candidates', 'open_store', 'shuffled_order', 'batch_indices', 'batches']
 
 # %% ../nbs/04_activations.ipynb #9a52c0a3
 def _shard(i: int) -> str: return f"shard-{i:05d}.safetensors"
@@ -245,12 +245,17 @@ def shuffled_order(rows: np.ndarray,          # indices of the rows to read
     for i in range(0, len(order), buffer//run):
         yield rng.permutation(np.concatenate([runs[j] for j in order[i:i + buffer//run]]))
 
-# %% ../nbs/04_activations.ipynb #fe39fdb6
-def batches(store: ActivationStore, rows: np.ndarray, batch_size: int, seed: int, epoch: int = 0, buffer: int = 524_288) -> Iterator[Tensor]:
-    "Shuffled batches `[batch_size, d_model]` of the given rows, one epoch; rows that fill no whole batch are left out."
+# %% ../nbs/04_activations.ipynb #e072c035
+def batch_indices(rows: np.ndarray, batch_size: int, seed: int, epoch: int = 0, buffer: int = 524_288) -> Iterator[np.ndarray]:
+    "Shuffled batches of the given rows, as indices, one epoch; rows that fill no whole batch are left out."
     rest = np.empty(0, dtype=np.int64)
     for piece in shuffled_order(rows, seed, epoch, buffer):
         piece = np.concatenate([rest, piece])
         whole = len(piece) - len(piece) % batch_size
-        for i in range(0, whole, batch_size): yield store.rows(piece[i:i + batch_size])
+        for i in range(0, whole, batch_size): yield piece[i:i + batch_size]
         rest = piece[whole:]
+
+# %% ../nbs/04_activations.ipynb #27b94ab7
+def batches(store: ActivationStore, rows: np.ndarray, batch_size: int, seed: int, epoch: int = 0, buffer: int = 524_288) -> Iterator[Tensor]:
+    "The same batches, as rows `[batch_size, d_model]` of a store."
+    for indices in batch_indices(rows, batch_size, seed, epoch, buffer): yield store.rows(indices)

@@ -40,7 +40,7 @@ def expect_error(*words: str, kind: type[Exception] = InputError) -> Iterator[No
     else:
         raise AssertionError(f"no {kind.__name__} was raised")
 
-# %% ../nbs/00_config.ipynb #3f333096
+# %% ../nbs/00_config.ipynb #35c89abe
 @dataclass(frozen=True)
 class SAEConfig:
     """What the autoencoder is: its size, its JumpReLU and the sparsity it aims for.
@@ -53,7 +53,7 @@ class SAEConfig:
     threshold: float = 0.1          # with a fixed penalty: where every latent's threshold starts, in normalised units
     lambda_sparse: float = 0.01     # with a fixed penalty: its coefficient, per active latent and dimension
     target_l0: float | None = 75.0  # active latents per token to steer towards; None for a fixed penalty
-    bandwidth: float = 0.5          # width of the straight-through window around the threshold, in normalised units
+    bandwidth: float = 0.1          # width of the straight-through window around the threshold, in normalised units
 
     def __post_init__(self):
         positive = {"d_model": self.d_model, "d_hidden": self.d_hidden, "bandwidth": self.bandwidth}
@@ -64,27 +64,28 @@ class SAEConfig:
             raise InputError(f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden = {self.d_hidden} latents; "
                              "choose a target between 1 and d_hidden")
 
-# %% ../nbs/00_config.ipynb #9183db7a
+# %% ../nbs/00_config.ipynb #db6d2f66
 @dataclass(frozen=True)
 class TrainConfig:
     "How it is trained, and what the result is compared with."
     epochs: int = 20                  # passes over the training rows
     batch_size: int = 256             # rows of one step
-    learning_rate: float = 1e-4       # the highest it gets
+    learning_rate: float | None = None  # the highest it gets; None: from width, batch and steps
     weight_decay: float = 0.0         # on encoder and decoder weights
     gradient_clip: float = 1.0        # largest gradient norm
     target_recon_loss: float = 0.01   # checklist: mean squared error in normalised units
     target_sparsity_min: float = 50   # checklist: active latents per token, at least
     target_sparsity_max: float = 100  # checklist: active latents per token, at most
-    warmup: float = 0.02              # share of the steps over which the learning rate rises
+    warmup: float = 0.1               # share of the steps over which the learning rate rises
     decay: float = 0.3                # share of the steps over which it falls to zero at the end
     validation: float = 0.05          # share of the documents kept for validation
     sink_norm: float = 4.0            # rows longer than this many times the median norm are attention sinks, left out
+    patience: int | None = None       # stop after this many epochs without a better validation loss; None: never
     seed: int = 0                     # decides the initial weights, the split and the order of rows
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm"):
-            if getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
+        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
         for name in ("warmup", "decay", "validation"):
             if not 0 <= getattr(self, name) < 1: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it is a share from 0 to below 1")
         if self.validation == 0: raise InputError("sae_training.validation is 0; some rows must be kept out of training to measure on, such as 0.05")

@@ -101,12 +101,13 @@ class Reconstruction:
                 "fvu": fvu, "explained_variance": 1 - fvu,
                 "dead": (self.active == 0).double().mean().item(), "dense": (self.density > 0.1).double().mean().item()}
 
-# %% ../nbs/06_sae.ipynb #183de430
+# %% ../nbs/06_sae.ipynb #aaaffbea
 def save_checkpoint(sae: JumpReLUSAE, path: str | Path) -> Path:
     "Writes an SAE as a `.pt` file, whole or not at all."
-    weights = {name: p.detach().cpu().clone() for name, p in sae.state_dict().items()}
+    weights = {name: p.detach().cpu().contiguous().clone() for name, p in sae.state_dict().items()}
+    about = json.loads(json.dumps({"config": asdict(sae.config), "metadata": sae.metadata}))   # equal facts, equal bytes: pickle also writes down which strings are one object
     with atomic_path(path) as temporary, open(temporary, "wb") as file:   # given a name, torch would write it into the file
-        torch.save({"architecture": "jumprelu", "config": asdict(sae.config), "metadata": sae.metadata, "state_dict": weights}, file)
+        torch.save({"architecture": "jumprelu", **about, "state_dict": weights}, file)
     return Path(path)
 
 # %% ../nbs/06_sae.ipynb #a3cbacd5

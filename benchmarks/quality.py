@@ -1,0 +1,149 @@
+"""The frontier of sparsity against fidelity: our SAEs and the peers', trained on the same rows with the same budget, measured on held-out text by one evaluator."""
+import os, sys, tempfile, time
+os.environ["OMP_NUM_THREADS"] = "1"   # two jobs at a time, one thread each
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import torch
+from harness import Goal, device_name, flags, report
+
+BATCH, D_HIDDEN, TARGETS, SEEDS, LAYERS = 1024, 1024, (32, 75, 128), (0, 1, 2), (1, 2)
+PEERS = {"dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (1e-3, 3e-3, 6e-3), "SAELens JumpReLU": (1e-3, 3e-3, 6e-3)}   # learning rates tried
+FIGURES = ("l0", "fvu", "loss_recovered", "kl", "dead", "dense")
+
+
+@dataclass(frozen=True)
+class Job:
+    folder: str
+    trainer: str
+    layer: int
+    target: int
+    seed: int
+    rate: float | None = None
+    tokens: int = 300_000
+    heldout: int = 40_000
+
+
+def trained(job: Job):
+    "A JumpReLU SAE for raw activations, by the job's trainer."
+    from sae_analysis.activations import batches, open_store
+    from sae_analysis.config import SAEConfig, TrainConfig
+    from sae_analysis.trainer import choose_rows, train
+    store = open_store(Path(job.folder)/f"layer_{job.layer}_states").head(job.tokens)
+    config = TrainConfig(epochs=1, batch_size=BATCH, seed=job.seed)
+    if job.trainer == "ours": return train(store, SAEConfig(d_model=store.d_model, d_hidden=D_HIDDEN, target_l0=job.target), config).final
+    rows = choose_rows(store, config)
+    used = rows.train[rows.fine[rows.train]]
+    unit = job.trainer == "dictionary_learning JumpReLU"   # its bandwidth of 0.001 is meant for rows of length one, as its own loader gives
+    scale = rows.scale*(store.d_model**0.5 if unit else 1)
+    peer = make_peer(job, store.d_model, len(rows.train)//BATCH)
+    for x in batches(store, used, BATCH, job.seed): peer.step(x.float()/scale)
+    return as_jumprelu(peer, store, scale, job, rows.norm_limit)
+
+
+def make_peer(job: Job, d_model: int, steps: int):
+    from peers import DictionaryLearning, SAELens
+    common = dict(d_model=d_model, d_hidden=D_HIDDEN, l0=job.target, steps=steps, lr=job.rate, seed=job.seed)
+    if job.trainer == "SAELens JumpReLU": return SAELens(batch=BATCH, **common)
+    return DictionaryLearning("jumprelu" if "JumpReLU" in job.trainer else "batchtopk", **common)
+
+
+@torch.no_grad()
+def as_jumprelu(peer, store, scale: float, job: Job, norm_limit: float):
+    "A peer's SAE in our class: all of them are JumpReLU at inference. Checked on rows against the peer's own encode and decode."
+    from sae_analysis.config import SAEConfig
+    from sae_analysis.hub import from_dictionary
+    from sae_analysis.sae import JumpReLUSAE, fold_scale
+    if hasattr(peer, "sae"):   # SAELens, which subtracts b_dec from its input
+        sae, theirs = JumpReLUSAE(SAEConfig(d_model=store.d_model, d_hidden=D_HIDDEN, target_l0=None)), peer.sae
+        weights = {"W_enc": theirs.W_enc, "b_enc": theirs.b_enc - theirs.b_dec @ theirs.W_enc, "W_dec": theirs.W_dec, "b_dec": theirs.b_dec, "threshold": theirs.threshold.clamp(min=0)}
+        sae.load_state_dict({name: w.detach().float() for name, w in weights.items()})
+    else: sae = from_dictionary(peer.trainer.ae)
+    x = store.rows(np.arange(500)).float()/scale
+    torch.testing.assert_close(sae(x), peer.decode(peer.encode(x)), rtol=1e-3, atol=1e-3*x.abs().mean().item())
+    raw = fold_scale(sae, scale)
+    raw.metadata.update({"layer": job.layer, "norm_limit": norm_limit, "context_length": store.manifest.get("context_length", 512)})
+    return raw
+
+
+def corpus_of(folder: str):
+    from sae_analysis.loaders import DocsCorpus, TextCorpus
+    text = (Path(folder)/"text").read_text()
+    return TextCorpus(text) if text else DocsCorpus()
+
+
+def heldout(job: Job) -> list: return list(islice(corpus_of(job.folder).heldout(), 400))
+
+
+def best_rates(pool, base: Job) -> dict[str, float]:
+    "For each peer the learning rate, of those tried, with the lowest FVU on layer 2 at L0 75, among those that come within a tenth of that L0 if any does."
+    jobs = [replace(base, trainer=peer, rate=rate) for peer, rates in PEERS.items() for rate in rates]
+    found = pd.DataFrame(pool.map(measure, jobs))
+    print(found.drop(columns=["layer", "seed"]).to_string(index=False, float_format="%.4g"), flush=True)
+    found["off"] = (found.l0/found.target - 1).abs() > 0.1
+    return {peer: float(group.sort_values(["off", "fvu"]).iloc[0]["learning rate"]) for peer, group in found.groupby("trainer")}
+
+
+def goals(summary: pd.DataFrame) -> list[Goal]:
+    "Ours against the best peer at every layer and target, with one standard deviation of slack."
+    found = []
+    for (layer, target), group in summary.groupby(["layer", "target"]):
+        ours, peers = group[group.trainer == "ours"].iloc[0], group[(group.trainer != "ours") & (group.l0 <= 1.1*target)]   # a peer that is not that sparse is no comparison
+        if peers.empty: print(f"no peer came to L0 {target} on layer {layer}"); continue
+        fvu, loss = peers.loc[peers.fvu.idxmin()], peers.loc[peers.loss_recovered.idxmax()]
+        at = f"layer {layer}, L0 {target}"
+        found += [Goal(f"{at}: FVU (best peer: {fvu.trainer} {fvu.fvu:.4f} at L0 {fvu.l0:.1f})", ours.fvu, fvu.fvu + max(fvu.fvu_std, ours.fvu_std), at_least=False),
+                  Goal(f"{at}: loss recovered (best peer: {loss.trainer} {loss.loss_recovered:.4f} at L0 {loss.l0:.1f})", ours.loss_recovered, loss.loss_recovered - max(loss.loss_recovered_std, ours.loss_recovered_std)),
+                  Goal(f"{at}: L0, relative distance", abs(ours.l0/target - 1), 0.05, at_least=False), Goal(f"{at}: dead", ours.dead, 0.05, at_least=False)]
+    return found
+
+
+def plot(summary: pd.DataFrame, path: Path) -> None:
+    import matplotlib
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    layers = sorted(summary.layer.unique())
+    fig, axes = plt.subplots(2, len(layers), figsize=(4.4*len(layers), 6), squeeze=False, sharex=True)
+    for column, layer in enumerate(layers):
+        for row, (key, name) in enumerate((("fvu", "variance unexplained"), ("loss_recovered", "loss recovered"))):
+            ax = axes[row][column]
+            for trainer, group in summary[summary.layer == layer].groupby("trainer", sort=False):
+                ax.errorbar(group.l0, group[key], yerr=group[f"{key}_std"], marker="o", ms=4, capsize=2, label=trainer, lw=2 if trainer == "ours" else 1, zorder=3 if trainer == "ours" else 2)
+            ax.set(ylabel=name, title=f"layer {layer}" if row == 0 else None, xlabel="L0 on held-out text" if row else None)
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    fig.tight_layout(); fig.savefig(path, dpi=130)
+
+
+def main() -> None:
+    text = sys.argv.pop(sys.argv.index("--text") + 1) if "--text" in sys.argv else ""
+    if text: sys.argv.remove("--text")
+    a = flags(__doc__ + " With --text FILE, on that text instead of the installed documentation.")
+    global SEEDS, TARGETS, LAYERS, PEERS
+    if a.quick: SEEDS, TARGETS, LAYERS, PEERS = (0,), (32,), (2,), {peer: rates[1:2] for peer, rates in PEERS.items()}
+    from sae_analysis.extractor import extract
+    from sae_analysis.models import load_model
+    begin = time.time()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        (Path(folder)/"text").write_text(text)
+        base = Job(folder, "ours", 2, 75, 0, tokens=40_000 if a.quick else 300_000, heldout=8000 if a.quick else 40_000)
+        extract(load_model("pocket"), corpus_of(folder), list(LAYERS), base.tokens, folder)
+        rates = best_rates(pool, base)
+        jobs = [replace(base, trainer=trainer, layer=layer, target=target, seed=seed, rate=rates.get(trainer)) for trainer in ("ours", *PEERS) for layer in LAYERS for target in TARGETS for seed in SEEDS]
+        runs = pd.DataFrame(pool.map(measure, jobs))
+    grouped = runs.groupby(["trainer", "layer", "target"], sort=False)
+    summary = grouped[[*FIGURES, "seconds to train"]].mean().join(grouped[list(FIGURES)].std(ddof=0).add_suffix("_std")).reset_index()
+    name = "quality" + ("-wikipedia" if text else "")
+    stem = f"{name}{'-quick' if a.quick else ''}-{device_name()}"
+    a.out.mkdir(parents=True, exist_ok=True)
+    runs.to_csv(a.out/f"{stem}.csv", index=False)
+    plot(summary, a.out/f"{stem}.png")
+    settings = {"batch": BATCH, "d_hidden": D_HIDDEN, "tokens": base.tokens, "seeds": SEEDS, "learning rates of the peers": rates, "text": Path(text).name if text else "installed documentation", "minutes": (time.time() - begin)/60}
+    report(name, summary, settings, [] if a.quick else goals(summary), a)
+
+
+if __name__ == "__main__": main()
