@@ -11,7 +11,7 @@ from typing import Any, Sequence
 from .config import InputError
 
 # %% auto #0
-__all__ = ['ProcessLost', 'Processes', 'join_processes']
+__all__ = ['ProcessLost', 'Processes', 'join_processes', 'own_device']
 
 # %% ../nbs/00_processes.ipynb #2259ee8b
 class ProcessLost(RuntimeError):
@@ -62,3 +62,8 @@ def join_processes(device: str = "cpu", minutes: float = 30) -> Processes:
     if "RANK" not in os.environ: raise InputError("WORLD_SIZE is set but RANK is not; start several processes with torchrun")
     if not distributed.is_initialized(): distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=minutes))
     return Processes(distributed.get_rank(), world)
+
+# %% ../nbs/00_processes.ipynb #52a8656a
+def own_device(device: str) -> str:
+    "`cuda` as the one of this process among those on its machine; other devices as they are."
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device

@@ -1,0 +1,92 @@
+"""Data made of known sparse features, with unequal frequencies and correlations: which trainer finds them? Mean maximum cosine similarity and recall."""
+import os, time
+os.environ["OMP_NUM_THREADS"] = "1"
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+import numpy as np
+import pandas as pd
+import torch
+from harness import Goal, flags, report
+
+D_MODEL, FEATURES, D_HIDDEN, BATCH = 128, 512, 768, 1024
+RATES = {"ours": (None,), "dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (1e-3, 3e-3, 6e-3), "SAELens JumpReLU": (1e-3, 3e-3, 6e-3)}
+
+
+@dataclass(frozen=True)
+class Truth:
+    "What rows are made of: features in groups that fire together, each with a frequency and a range of strengths."
+    features: torch.Tensor      # [features, d_model] unit rows
+    frequency: torch.Tensor     # [features] from about 8% down to about 0.2%, as one over the rank
+    group: torch.Tensor         # [features] members of a group fire in the same rows more often than chance would have it
+
+    @staticmethod
+    def make(seed: int) -> "Truth":
+        g = torch.Generator().manual_seed(seed)
+        rank = torch.randperm(FEATURES, generator=g) + 1
+        return Truth(torch.nn.functional.normalize(torch.randn(FEATURES, D_MODEL, generator=g), dim=1), (0.8/(rank + 9)).clamp(max=0.08), torch.randint(64, (FEATURES,), generator=g))
+
+    def rows(self, n: int, seed: int) -> torch.Tensor:
+        "`[n, d_model]`, mean square 1, with a little noise and a constant part, as residual streams have."
+        g = torch.Generator().manual_seed(10_000 + seed)
+        on_group = (torch.rand(n, 64, generator=g) < 0.25)[:, self.group]       # in a quarter of the rows a group is favoured, threefold
+        chance = self.frequency*torch.where(on_group, 2.0, 2/3)
+        strength = (torch.rand(n, FEATURES, generator=g) < chance)*(0.5 + torch.rand(n, FEATURES, generator=g))
+        x = strength @ self.features + 0.02*torch.randn(n, D_MODEL, generator=g) + self.features.mean(0)
+        return x/x.pow(2).mean().sqrt()
+
+    @property
+    def l0(self) -> float: return self.frequency.sum().item()
+
+
+def found_by(decoder: torch.Tensor, truth: Truth) -> dict[str, float]:
+    "How well unit rows of a decoder cover the true features, all of them and the rarest quarter, and what share of latents is a true feature."
+    cosine = torch.nn.functional.normalize(decoder, dim=1) @ truth.features.T
+    best, rare = cosine.max(0).values, truth.frequency <= truth.frequency.quantile(0.25)
+    return {"mean max cosine": best.mean().item(), "recall (> 0.9)": (best > 0.9).float().mean().item(), "recall of the rarest quarter": (best[rare] > 0.9).float().mean().item(),
+            "latents that are a feature": (cosine.max(1).values > 0.9).float().mean().item()}
+
+
+def measure(trainer: str, rate: float | None, seed: int, rows: int) -> dict:
+    import warnings
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    from sae_analysis.activations import ActivationStore
+    from sae_analysis.config import SAEConfig, TrainConfig
+    from sae_analysis.trainer import train
+    os.environ["TQDM_DISABLE"] = "1"
+    truth = Truth.make(seed)
+    data, held, target = truth.rows(rows, 1), truth.rows(20_000, 2), round(truth.l0)
+    begin = time.time()
+    if trainer == "ours":
+        sae = train(ActivationStore([data]), SAEConfig(d_model=D_MODEL, d_hidden=D_HIDDEN, target_l0=target), TrainConfig(epochs=1, batch_size=BATCH, seed=seed)).final
+        latents, rebuilt, decoder = sae.encode(held), sae(held), sae.W_dec
+    else:
+        from peers import DictionaryLearning, SAELens
+        steps = rows//BATCH
+        common = dict(d_model=D_MODEL, d_hidden=D_HIDDEN, l0=target, steps=steps, lr=rate, seed=seed)
+        peer = SAELens(batch=BATCH, **common) if trainer.startswith("SAELens") else DictionaryLearning("jumprelu" if "JumpReLU" in trainer else "batchtopk", **common)
+        scale = D_MODEL**0.5 if trainer == "dictionary_learning JumpReLU" else 1.0
+        order = np.random.default_rng(seed).permutation(rows)
+        for i in range(steps): peer.step(data[torch.from_numpy(order[i*BATCH:(i + 1)*BATCH])]/scale)
+        latents = peer.encode(held/scale); rebuilt, decoder = peer.decode(latents)*scale, peer.decoder
+    fvu = ((rebuilt - held).pow(2).sum()/(held - held.mean(0)).pow(2).sum()).item()
+    return {"trainer": trainer, "learning rate": rate, "seed": seed, "true l0": truth.l0, "l0": (latents > 0).float().sum(1).mean().item(), "fvu": fvu,
+            "dead": (~(latents > 0).any(0)).float().mean().item(), **found_by(decoder.detach(), truth), "seconds": time.time() - begin}
+
+
+def main() -> None:
+    a = flags(__doc__)
+    rows, seeds = (60_000, (0,)) if a.quick else (400_000, (0, 1, 2))
+    jobs = [(trainer, rate, seed, rows) for trainer, rates in RATES.items() for rate, seed in product(rates[1:2] if a.quick and rates[0] else rates, seeds)]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool: runs = pd.DataFrame(pool.map(measure, *zip(*jobs)))
+    grouped = runs.drop(columns="seed").groupby(["trainer", "learning rate"], sort=False, dropna=False)
+    table = grouped.mean().join(grouped[["recall (> 0.9)", "mean max cosine"]].std(ddof=0).add_suffix(" std")).reset_index()
+    best = table.sort_values("mean max cosine").groupby("trainer", sort=False).tail(1)   # each at the best of its learning rates
+    ours, peers = best[best.trainer == "ours"].iloc[0], best[best.trainer != "ours"]
+    goals = [Goal(f"{key} (best peer: {peers.loc[peers[key].idxmax()].trainer})", ours[key], peers[key].max() - max(ours[f"{key} std"], peers.loc[peers[key].idxmax()][f"{key} std"])) for key in ("mean max cosine", "recall (> 0.9)")]
+    report("ground_truth", table, {"d_model": D_MODEL, "features": FEATURES, "d_hidden": D_HIDDEN, "batch": BATCH, "rows": rows, "seeds": seeds}, [] if a.quick else goals, a)
+
+
+if __name__ == "__main__": main()
