@@ -11,7 +11,7 @@ import torch
 from harness import Goal, flags, report
 
 D_MODEL, FEATURES, D_HIDDEN, BATCH = 128, 512, 768, 1024
-RATES = {"ours": (None,), "dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (1e-3, 3e-3, 6e-3), "SAELens JumpReLU": (1e-3, 3e-3, 6e-3)}
+RATES = {"ours": (None,), "dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (3e-3, 6e-3, 1.2e-2), "SAELens JumpReLU": (3e-3, 6e-3, 1.2e-2)}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What every benchmark shares: its flags, its table, its file in results/, and the goals it is held against."""
 import argparse, json, os, platform, sys, time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ class Goal:
     at_least: bool = True
 
     @property
-    def met(self) -> bool: return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+    def met(self) -> bool: return bool(self.measured >= self.limit if self.at_least else self.measured <= self.limit)
 
     def __str__(self) -> str:
         return f"{'met   ' if self.met else 'MISSED'}  {self.name}: {self.measured:.4g} ({'at least' if self.at_least else 'at most'} {self.limit:.4g})"
@@ -78,8 +78,8 @@ def report(name: str, table, settings: dict, goals: list[Goal], a: argparse.Name
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     for goal in goals: print(goal)
     result = {"benchmark": name, "date": date.today().isoformat(), "device": device_name(), "processor": processor(), "threads": torch.get_num_threads(),
-              "versions": {package: _version(package) for package in PEERS}, "settings": settings, "figures": figures or {}, "table": table.to_dict("records"),
-              "goals": [{**asdict(goal), "met": goal.met} for goal in goals]}
+              "versions": {package: _version(package) for package in PEERS}, "settings": settings, "figures": figures or {}, "table": json.loads(table.to_json(orient="records")),
+              "goals": [{"name": goal.name, "measured": float(goal.measured), "limit": float(goal.limit), "at_least": goal.at_least, "met": goal.met} for goal in goals]}
     a.out.mkdir(parents=True, exist_ok=True)
     path = a.out/f"{name}{'-quick' if a.quick else ''}-{result['device']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from harness import Goal, device_name, flags, report
 
 BATCH, D_HIDDEN, TARGETS, SEEDS, LAYERS = 1024, 1024, (32, 75, 128), (0, 1, 2), (1, 2)
-PEERS = {"dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (1e-3, 3e-3, 6e-3), "SAELens JumpReLU": (1e-3, 3e-3, 6e-3)}   # learning rates tried
+PEERS = {"dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (3e-3, 6e-3, 1.2e-2), "SAELens JumpReLU": (3e-3, 6e-3, 1.2e-2)}   # learning rates tried
 FIGURES = ("l0", "fvu", "loss_recovered", "kl", "dead", "dense")
 
 
@@ -109,8 +109,11 @@ def goals(summary: pd.DataFrame) -> list[Goal]:
     "Ours against the best peer at every layer and target, with one standard deviation of slack."
     found = []
     for (layer, target), group in summary.groupby(["layer", "target"]):
-        ours, peers = group[group.trainer == "ours"].iloc[0], group[(group.trainer != "ours") & (group.l0 <= 1.1*target)]   # a peer that is not that sparse is no comparison
-        if peers.empty: print(f"no peer came to L0 {target} on layer {layer}"); continue
+        ours, peers = group[group.trainer == "ours"].iloc[0], group[group.trainer != "ours"]
+        away = (peers.l0/target - 1).abs() > 0.1
+        for peer in peers[away].itertuples(): print(f"not compared, since its L0 is {peer.l0:.1f}: {peer.trainer}, layer {layer}, target {target}")
+        peers = peers[~away]
+        if peers.empty: continue
         fvu, loss = peers.loc[peers.fvu.idxmin()], peers.loc[peers.loss_recovered.idxmax()]
         at = f"layer {layer}, L0 {target}"
         found += [Goal(f"{at}: FVU (best peer: {fvu.trainer} {fvu.fvu:.4f} at L0 {fvu.l0:.1f})", ours.fvu, fvu.fvu + max(fvu.fvu_std, ours.fvu_std), at_least=False),

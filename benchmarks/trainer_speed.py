@@ -5,7 +5,7 @@ import torch
 from harness import Goal, alternate, flags, median_seconds, report
 from peers import DictionaryLearning, SAELens
 from sae_analysis.config import SAEConfig, TrainConfig
-from sae_analysis.step import Normalizer, Stepper, initial_sae
+from sae_analysis.step import Normalizer, Stepper, compute_dtype, initial_sae
 
 BATCH, L0, D_MODEL = 2048, 75, 768
 GOALS = {4096: 8.0, 24_576: 12.0}
@@ -24,25 +24,29 @@ def activations(rows: int, device: str) -> torch.Tensor:
         return torch.cat([part/part.pow(2).mean().sqrt() for part in parts], 1).bfloat16().to(device)
 
 
-def settled(rows: torch.Tensor, normalizer: Normalizer, d_hidden: int, steps: int, device: str) -> tuple[Stepper, float]:
-    "Our stepper after `steps` steps, and the L0 it then has."
-    sae = initial_sae(normalizer.apply(rows[:4096]), SAEConfig(d_model=D_MODEL, d_hidden=d_hidden, target_l0=L0), 0).to(device)
-    stepper = Stepper(sae, TrainConfig(batch_size=BATCH), 5000)
-    found = [stepper.step(normalizer.apply(rows[(i*BATCH) % (len(rows) - BATCH):][:BATCH], stepper.dtype)).l0 for i in range(steps)]
+def settled(rows: torch.Tensor, sample: torch.Tensor, d_hidden: int, steps: int, device: str) -> tuple[Stepper, float]:
+    "Our stepper after `steps` steps on normalised rows, and the L0 it then has."
+    sae = initial_sae(sample.float().cpu(), SAEConfig(d_model=D_MODEL, d_hidden=d_hidden, target_l0=L0), 0).to(device)
+    stepper = Stepper(sae, TrainConfig(batch_size=BATCH), 2000)
+    found = [stepper.step(rows[(i*BATCH) % (len(rows) - BATCH):][:BATCH]).l0 for i in range(steps)]
     return stepper, float(np.mean(found[-10:]))
 
 
-def contest(rows: torch.Tensor, d_hidden: int, settle: int, rounds: int, device: str) -> tuple[list[dict], dict]:
-    normalizer = Normalizer.of(rows[:20_000].float().cpu(), rows.float().pow(2).mean().sqrt().item()).to(device)
-    stepper, l0 = settled(rows, normalizer, d_hidden, settle, device)
+def contest(raw: torch.Tensor, d_hidden: int, settle: int, rounds: int, device: str) -> tuple[list[dict], dict]:
+    "Every trainer steps on the same normalised rows: ours in the dtype it multiplies in, the peers' in fp32, as their loaders hand them over."
+    normalizer = Normalizer.of(raw[:20_000].float().cpu(), raw.float().pow(2).mean().sqrt().item()).to(device)
+    low = torch.cat([normalizer.apply(part, compute_dtype(device)) for part in raw.split(16_384)])
+    full = low.float()
+    stepper, l0 = settled(low, low[:8192], d_hidden, settle, device)
     common = dict(d_model=D_MODEL, d_hidden=d_hidden, l0=L0, steps=1000, lr=1e-3, device=device)
     peers = {"dictionary_learning JumpReLU": DictionaryLearning("jumprelu", **common), "dictionary_learning BatchTopK": DictionaryLearning("batchtopk", **common),
              "SAELens JumpReLU": SAELens(batch=BATCH, **common), "SAELens JumpReLU, autocast": SAELens(batch=BATCH, autocast=True, **common)}
     turn = iter(range(10**9))
-    def batch() -> torch.Tensor: return rows[(next(turn)*BATCH) % (len(rows) - BATCH):][:BATCH]
-    works = {"ours": lambda: stepper.step(normalizer.apply(batch(), stepper.dtype)), **{name: (lambda peer=peer: peer.step(batch().float())) for name, peer in peers.items()}}
+    def batch(rows: torch.Tensor) -> torch.Tensor: return rows[(next(turn)*BATCH) % (len(rows) - BATCH):][:BATCH]
+    works = {"ours": lambda: stepper.step(batch(low)), "ours, normalising included": lambda: stepper.step(normalizer.apply(batch(raw), stepper.dtype)),
+             **{name: (lambda peer=peer: peer.step(batch(full))) for name, peer in peers.items()}}
     seconds = alternate(works, rounds, warmup=2)
-    x, W = rows[:BATCH], torch.randn(d_hidden, D_MODEL, device=device)
+    x, W = raw[:BATCH], torch.randn(d_hidden, D_MODEL, device=device)
     product = {str(dtype)[6:]: median_seconds(lambda: x.to(dtype) @ W_low.T, 3) for dtype in (torch.float32, torch.bfloat16) for W_low in [W.to(dtype)]}
     table = [{"d_hidden": d_hidden, "trainer": name, "ms a step": 1000*s, "tokens/s": BATCH/s, "times slower than ours": s/seconds["ours"]} for name, s in seconds.items()]
     return table, {"l0": l0, "sparse": stepper.sparse, "near": stepper.facts["near"], "encoder product (ms)": {k: 1000*v for k, v in product.items()},
@@ -55,7 +59,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, table, figures, goals = activations(30_000 if a.quick else 120_000, device), [], {}, []
     for d_hidden, goal in {1024: 0.0}.items() if a.quick else GOALS.items():
-        entries, figures[str(d_hidden)] = contest(rows, d_hidden, 20 if a.quick else 120 if d_hidden < 10_000 else 60, 2 if a.quick else 7 if d_hidden < 10_000 else 3, device)
+        entries, figures[str(d_hidden)] = contest(rows, d_hidden, 20 if a.quick else 200 if d_hidden < 10_000 else 80, 2 if a.quick else 9 if d_hidden < 10_000 else 3, device)
         table += entries
         slower = {entry["trainer"]: entry["times slower than ours"] for entry in entries}
         if not a.quick:

@@ -64,7 +64,7 @@ class SAEConfig:
             raise InputError(f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden = {self.d_hidden} latents; "
                              "choose a target between 1 and d_hidden")
 
-# %% ../nbs/00_config.ipynb #db6d2f66
+# %% ../nbs/00_config.ipynb #f430e9fa
 @dataclass(frozen=True)
 class TrainConfig:
     "How it is trained, and what the result is compared with."
@@ -86,6 +86,7 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm", "patience"):
             if getattr(self, name) is not None and getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
+        if self.sink_norm < 1: raise InputError(f"sae_training.sink_norm is {self.sink_norm}; rows longer than this many times the median are left out, so it must be at least 1")
         for name in ("warmup", "decay", "validation"):
             if not 0 <= getattr(self, name) < 1: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it is a share from 0 to below 1")
         if self.validation == 0: raise InputError("sae_training.validation is 0; some rows must be kept out of training to measure on, such as 0.05")

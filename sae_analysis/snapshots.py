@@ -12,7 +12,7 @@ from torch import Tensor
 from .config import InputError, atomic_path, log
 
 # %% auto #0
-__all__ = ['digest', 'write_snapshot', 'snapshots', 'read_snapshot', 'newest_snapshot']
+__all__ = ['digest', 'write_snapshot', 'snapshots', 'read_snapshot', 'newest_snapshot', 'forget']
 
 # %% ../nbs/08_snapshots.ipynb #3ae5e278
 def digest(tensors: dict[str, Tensor], facts: str) -> str:
@@ -23,13 +23,13 @@ def digest(tensors: dict[str, Tensor], facts: str) -> str:
         total.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
-# %% ../nbs/08_snapshots.ipynb #6411700e
+# %% ../nbs/08_snapshots.ipynb #2afb30ce
 def write_snapshot(folder: str | Path, name: str, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int = 2) -> Path:
     "Writes `NAME-STEP.safetensors`, whole or not at all, then removes all but the newest `keep` of that name."
     from safetensors.torch import save_file
     path, text = Path(folder)/f"{name}-{step:010d}.safetensors", json.dumps(facts)
     with atomic_path(path) as temporary: save_file(tensors, temporary, metadata={"facts": text, "digest": digest(tensors, text)})
-    for old in snapshots(folder, name)[keep:]: old.unlink(missing_ok=True)
+    for old in [other for other in snapshots(folder, name) if other != path][keep - 1:]: old.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/08_snapshots.ipynb #619fc5c2
@@ -48,10 +48,20 @@ def read_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if digest(tensors, metadata.get("facts", "")) != metadata.get("digest"): raise InputError(f"the snapshot {path} is damaged: its checksum differs")
     return tensors, json.loads(metadata["facts"])
 
-# %% ../nbs/08_snapshots.ipynb #2072dd0a
+# %% ../nbs/08_snapshots.ipynb #678a0b51
 def newest_snapshot(folder: str | Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    "The newest whole snapshot, with a warning for each damaged one that is passed over; None when there is none."
-    for path in snapshots(folder, name):
+    "The newest whole snapshot; None when there is none. A damaged one is passed over with a warning, and put aside as `.damaged`."
+    found = snapshots(folder, name)
+    for path, before in zip(found, [*found[1:], None]):
         try: return read_snapshot(path)
-        except InputError as error: log.warning("%s; going on from the one before", error)
+        except InputError as error:
+            log.warning("%s; %s", error, "going on from the one before" if before else "there is no other, so the run begins anew")
+            path.rename(path.with_suffix(".damaged"))
     return None
+
+# %% ../nbs/08_snapshots.ipynb #052e595f
+def forget(folder: str | Path, name: str) -> None:
+    "Removes all snapshots of that name, damaged and half-written ones too, and the folder when nothing else is in it."
+    folder = Path(folder)
+    for path in [*folder.glob(f"{name}-{'[0-9]'*10}.*"), *folder.glob(f".{name}-*.tmp")]: path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()

@@ -68,12 +68,12 @@ class Sums:
 
     def tensors(self) -> list[Tensor]: return [self.x, self.active, self.near, self.gain, self.along, *self.gradients.values()]
 
-# %% ../nbs/08_step.ipynb #c07ff014
+# %% ../nbs/08_step.ipynb #431801f9
 class Scratch:
     "Low-precision copies of an SAE's weights, and memory that every step uses again: fresh pages cost more than the arithmetic on them."
 
     def __init__(self, sae: JumpReLUSAE, dtype: torch.dtype):
-        self.dtype, self.buffers = dtype, {}
+        self.dtype, self.device, self.buffers = dtype, sae.W_enc.device, {}
         self.refresh(sae)
 
     @torch.no_grad()
@@ -85,26 +85,27 @@ class Scratch:
     def buffer(self, name: str, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
         "Memory called `name`; what it held is lost."
         found = self.buffers.get(name)
-        if found is None or found.shape != torch.Size(shape): found = self.buffers[name] = torch.empty(shape, dtype=dtype or self.dtype, device=self.buffers["W_enc"].device if "W_enc" in self.buffers else None)
+        if found is None or found.shape != torch.Size(shape): found = self.buffers[name] = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         return found
 
-# %% ../nbs/08_step.ipynb #b7cb5d26
+# %% ../nbs/08_step.ipynb #74313b77
 @torch.no_grad()
 def dense_pass(sae: JumpReLUSAE, low: Scratch,
                x: Tensor,        # [rows, d_model], normalised
                elements: int     # rows of the whole batch times d_model
                ) -> Sums:
     "Sums over rows by dense products."
-    t, dtype, half = sae.threshold.data.to(low.dtype), low.dtype, sae.config.bandwidth/2
+    t, dtype, half = sae.threshold.data, low.dtype, sae.config.bandwidth/2
     x_low = x.to(dtype)
     z = torch.addmm(sae.b_enc.data.to(dtype), x_low, low.W_enc.T)
-    on = z > t
+    above = z - t      # in the thresholds' precision: a step of bf16 can be wider than their moves
+    on = above > 0
     f = z*on
     error = torch.addmm(sae.b_dec.data.to(dtype), f, low.W_dec).to(sae.b_dec.dtype) - x.to(sae.b_dec.dtype)
     d_rebuilt = error*(2/elements)
     d_low = d_rebuilt.to(dtype)
     d_f = d_low @ low.W_dec.T
-    window, d_z, full = ((z - t).abs() < half).to(dtype), d_f*on, sae.b_dec.dtype
+    window, d_z, full = (above.abs() < half).to(dtype), d_f*on, sae.b_dec.dtype
     gradients = {"W_enc": (d_z.T @ x_low).to(full).T, "b_enc": d_z.sum(0, dtype=full), "W_dec": (f.T @ d_low).to(full), "b_dec": d_rebuilt.sum(0)}
     return Sums(len(x), error.pow(2).sum().item(), x.sum(0, dtype=full), on.sum(0), window.sum(0, dtype=full), (d_f*window).sum(0, dtype=full),
                 (d_f*f).sum(0, dtype=full), gradients)
@@ -185,7 +186,7 @@ def threshold_shift(l0: float, target: float, window: float, damping: float = 0.
     "How far to move all thresholds, given how L0 answers to it (`window`: entries per token and unit of z)."
     return min(max(damping*(l0 - target)/max(window, 1e-6), -most), most)
 
-# %% ../nbs/08_step.ipynb #d482ab70
+# %% ../nbs/08_step.ipynb #5fcd09d9
 @torch.no_grad()
 def initial_sae(sample: Tensor,  # [rows, d_model] normalised rows
                 config: SAEConfig, seed: int) -> JumpReLUSAE:
@@ -194,18 +195,22 @@ def initial_sae(sample: Tensor,  # [rows, d_model] normalised rows
     sae = JumpReLUSAE(config)
     W_dec = torch.randn(config.d_hidden, config.d_model, generator=generator)
     sae.W_dec.copy_(W_dec/W_dec.norm(dim=1, keepdim=True))
-    sae.W_enc.data = sae.W_dec.data.clone().T      # latent by latent in memory, as the gradients come
+    sae.W_enc.copy_(sae.W_dec.T)
     sae.b_dec.copy_(sample.mean(0))
     sae.b_enc.copy_(-sae.b_dec @ sae.W_enc)
     if config.target_l0 is not None:
         z = sae.preactivations(sample[:max(1, 2**25//config.d_hidden)]).flatten()
-        sae.threshold.fill_(max(0.0, z.kthvalue(max(1, round(len(z)*(1 - config.target_l0/config.d_hidden)))).values.item()))
+        threshold = z.kthvalue(max(1, round(len(z)*(1 - config.target_l0/config.d_hidden)))).values.item()
+        if threshold < 0: log.warning("target_l0 %g is out of reach: thresholds are never negative, and at 0 about %.0f of the %d latents are active; lower target_l0 or raise d_hidden",
+                                      config.target_l0, (z > 0).float().mean().item()*config.d_hidden, config.d_hidden)
+        sae.threshold.fill_(max(0.0, threshold))
     return sae
 
-# %% ../nbs/08_step.ipynb #c4b63427
-def default_learning_rate(d_model: int, batch_size: int, steps: int) -> float:
+# %% ../nbs/08_step.ipynb #962bfed3
+def default_learning_rate(config: SAEConfig, batch_size: int, steps: int) -> float:
     "The learning rate that `TrainConfig.learning_rate=None` stands for."
-    return 7e-3*math.sqrt(batch_size/2048)*math.sqrt(256/d_model)*min(1.0, 300/max(1, steps))**0.25
+    seen = batch_size*(config.target_l0 or 50)/config.d_hidden   # rows of a batch on which a latent is active
+    return 0.01*math.sqrt(seen/75)*math.sqrt(256/config.d_model)*min(1.0, 300/max(1, steps))**0.25
 
 # %% ../nbs/08_step.ipynb #726ac248
 def compute_dtype(device: str) -> torch.dtype:
@@ -228,21 +233,22 @@ class Step:
     window: float   # entries inside the threshold windows, per token and unit of z: how L0 answers to a shift of all thresholds
     price: float    # what an active latent is worth at the threshold, in squared error: where d loss / d(shift of all t) is zero
 
-# %% ../nbs/08_step.ipynb #0d6d8b17
+# %% ../nbs/08_step.ipynb #2314c8bc
 class Stepper:
     "Takes training steps on one SAE that reads normalised activations."
 
     def __init__(self, sae: JumpReLUSAE, config: TrainConfig, steps: int, reduce: Any = None):
         self.sae, self.config, self.steps, self.reduce = sae, config, steps, reduce   # reduce(sums): adds the sums of other processes
         self.device, self.dtype = sae.W_enc.device, compute_dtype(sae.W_enc.device.type)
-        self.rate = config.learning_rate or default_learning_rate(sae.config.d_model, config.batch_size, steps)
+        self.rate = config.learning_rate or default_learning_rate(sae.config, config.batch_size, steps)
         self.dead_after = max(200*sae.config.d_hidden/(sae.config.target_l0 or 50), 0.01*steps*config.batch_size)
+        sae.W_enc.data = sae.W_enc.data.T.contiguous().T   # latent by latent in memory, as its gradient comes
         self.low = Scratch(sae, self.dtype)
         self.silent = torch.zeros(sae.config.d_hidden, device=self.device)   # tokens since each latent was last active
         self.counted = torch.zeros(sae.config.d_hidden, device=self.device)  # rows inside each window since this was last set to zero
         self.facts: dict[str, Any] = {"count": 0, "pieces": 1, "near": sae.config.target_l0 or sae.config.d_hidden,
                                       "price": None if sae.config.target_l0 is not None else sae.config.lambda_sparse}
-        self.parameters = {**dict(sae.named_parameters()), "W_enc": torch.nn.Parameter(sae.W_enc.data.T)}   # the encoder's memory as it runs, latent by latent
+        self.parameters = {**dict(sae.named_parameters()), "W_enc": torch.nn.Parameter(sae.W_enc.data.T)}   # the same memory
         W_enc, b_enc, W_dec, b_dec, threshold = (self.parameters[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"))
         groups = [{"params": [W_enc, W_dec], "weight_decay": config.weight_decay, "share": 1.0}, {"params": [b_enc, b_dec], "share": 1.0},
                   {"params": [threshold], "share": 0.3}]
@@ -267,7 +273,7 @@ class Stepper:
              elements: int | None = None      # rows of the whole batch times d_model, when other processes have some
              ) -> Step:
         "One step."
-        sae, elements = self.sae, elements or x.numel()
+        sae, elements = self.sae, x.numel() if elements is None else elements
         sums = self._sums(x, elements)
         if self.reduce is not None: self.reduce(sums)
         inside = sums.near.sum().item()
@@ -284,13 +290,17 @@ class Stepper:
         self.facts.update(count=self.count + 1, near=l0 + inside/(2*sums.rows))
         return Step(l0, sums.squared_error/elements, window, worth)
 
+    def skip(self) -> None:
+        "Counts a step that had no rows."
+        self.facts["count"] += 1
+
     def _sums(self, x: Tensor, elements: int) -> Sums:
         "The sums of a batch; when memory runs out, of its halves, quarters, ..."
         while True:
             try:
                 total = None
                 for part, piece in enumerate(x.tensor_split(self.facts["pieces"])):
-                    sums = sparse_pass(self.sae, self.low, piece, elements, part) if self.sparse else dense_pass(self.sae, self.low, piece, elements)
+                    sums = sparse_pass(self.sae, self.low, piece, elements, part) if self.sparse and len(piece) else dense_pass(self.sae, self.low, piece, elements)
                     if total is None: total = sums
                     else: total += sums
                 return total
