@@ -32,7 +32,8 @@ def trained(job: Job):
     "A JumpReLU SAE for raw activations, by the job's trainer."
     from sae_analysis.activations import batches, open_store
     from sae_analysis.config import SAEConfig, TrainConfig
-    from sae_analysis.trainer import choose_rows, train
+    from sae_analysis.rows import choose_rows
+    from sae_analysis.trainer import train
     store = open_store(Path(job.folder)/f"layer_{job.layer}_states").head(job.tokens)
     config = TrainConfig(epochs=1, batch_size=BATCH, seed=job.seed)
     if job.trainer == "ours": return train(store, SAEConfig(d_model=store.d_model, d_hidden=D_HIDDEN, target_l0=job.target), config).final

@@ -5,7 +5,8 @@ import torch
 from harness import Goal, alternate, flags, median_seconds, report
 from peers import DictionaryLearning, SAELens
 from sae_analysis.config import SAEConfig, TrainConfig
-from sae_analysis.step import Normalizer, Stepper, compute_dtype, initial_sae
+from sae_analysis.rows import Normalizer
+from sae_analysis.step import Stepper, compute_dtype, initial_sae
 
 BATCH, L0, D_MODEL = 2048, 75, 768
 GOALS = {4096: 8.0, 24_576: 12.0}
