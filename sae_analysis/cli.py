@@ -45,7 +45,7 @@ def parse_layers(text: str) -> list[int] | None:
     try: return sorted({int(part) for part in text.split(",")})
     except ValueError: raise InputError(f"--layers is {text!r}; give 'all' or numbers such as 0,6,11") from None
 
-# %% ../nbs/13_cli.ipynb #664a5717
+# %% ../nbs/13_cli.ipynb #22c1ae64
 def extract_and_train_parser() -> argparse.ArgumentParser:
     "The guide's flags."
     p = argparse.ArgumentParser(prog="extract_and_train", description="Extract residual-stream activations and train one sparse autoencoder per layer.")
@@ -60,7 +60,7 @@ def extract_and_train_parser() -> argparse.ArgumentParser:
     p.add_argument("--train-only", action="store_true", help="train on activations that are already there")
     p.add_argument("--model", default="gpt2", help="a model of the Hub, a folder, or 'pocket' (default: gpt2)")
     p.add_argument("--corpus", default="wikipedia", help="wikipedia, docs, or a file or folder of text (default: wikipedia)")
-    p.add_argument("--resume", default="auto", choices=("auto", "never", "anyway"), help="unfinished training: auto goes on when the settings agree, never starts anew, anyway goes on with changed settings (default: auto)")
+    p.add_argument("--resume", default="auto", choices=("auto", "never", "anyway"), help="unfinished training: auto goes on when the settings agree, never starts anew, anyway goes on with changed settings; a finished SAE with other settings is replaced (default: auto)")
     p.add_argument("--together", action="store_true", help="train the layers side by side instead of one after the other")
     p.add_argument("--data-parallel", action="store_true", help="under torchrun: split each batch over the processes, instead of the layers")
     p.add_argument("--tensorboard", default=None, metavar="DIR", help="write training curves for TensorBoard")

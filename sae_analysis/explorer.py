@@ -64,20 +64,21 @@ def plot_density(density: Any, ax: Any = None) -> Any:
     ax.set(xlabel="share of tokens, powers of ten", ylabel="latents", title=f"Density: {np.mean(shares == 0):.1%} dead, {np.mean(shares > 0.1):.1%} dense")
     return ax
 
-# %% ../nbs/12_explorer.ipynb #4fdf7068
+# %% ../nbs/12_explorer.ipynb #be92a143
 def live_plot() -> Callable[[dict[str, Any]], None]:
     "A watcher for `train` that draws loss and L0 in the notebook, one figure per layer, and redraws it as training goes on."
     shown: dict[Any, Any] = {}
     def draw(history: dict[str, Any]) -> None:
         import matplotlib.pyplot as plt
+        from IPython import get_ipython
         from IPython.display import display
         if not history["curve"]["step"]: return
         fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
         plot_loss(history, axes[0]); plot_l0(history, axes[1])
         fig.suptitle(f"layer {history['layer']}", fontsize=10)
         plt.close(fig)   # or the notebook would show it once more
-        if history["layer"] in shown: shown[history["layer"]].update(fig)
-        else: shown[history["layer"]] = display(fig, display_id=True)
+        if shown.get(history["layer"]) is not None: shown[history["layer"]].update(fig)
+        elif get_ipython() is not None: shown[history["layer"]] = display(fig, display_id=True)   # elsewhere there is nowhere to draw
     return draw
 
 # %% ../nbs/12_explorer.ipynb #ae0dfaa0

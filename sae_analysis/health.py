@@ -13,9 +13,10 @@ from .storage import TrainRun, read_snapshot, snapshots
 # %% auto #0
 __all__ = ['read_history', 'findings', 'health']
 
-# %% ../nbs/09_health.ipynb #403ba562
+# %% ../nbs/09_health.ipynb #07ec0914
 def read_history(save_dir: str | Path, layer: int) -> dict[str, Any]:
     "The newest history that a run has written to `save_dir`, also while it is under way."
+    if Path(save_dir).is_file(): raise InputError(f"{save_dir} is a file; give the folder that it lies in, and the layer")
     folder, name = Path(save_dir), f"sae_layer_{layer}"
     for path in snapshots(folder/"training", name):   # one may be replaced while it is read
         try: return read_snapshot(path)[1]["history"]
@@ -24,7 +25,7 @@ def read_history(save_dir: str | Path, layer: int) -> dict[str, Any]:
     except OSError: raise InputError(f"{folder} holds no training of layer {layer}; give the folder that train was given as save_dir") from None
     except json.JSONDecodeError as error: raise InputError(f"{folder}/{name}_history.json is damaged: {error}") from None
 
-# %% ../nbs/09_health.ipynb #e9d6cb24
+# %% ../nbs/09_health.ipynb #4a668e93
 def findings(h: dict[str, Any]) -> list[tuple[str, str, str, bool, str]]:
     "Check, measured, wanted, whether it is well, and what to do, from a history."
     if not {"rows", "settings", "target_l0", "bandwidth", "curve"} <= h.keys(): raise InputError("this history was written by an older version and does not say what health needs; train again")
@@ -39,14 +40,15 @@ def findings(h: dict[str, Any]) -> list[tuple[str, str, str, bool, str]]:
     spikes, steps = sum(h["spikes"]), max(1, len(losses)*rows["train"]//settings["batch_size"])
     gap, gain = last["recon_loss"]/max(last["train_recon_loss"], 1e-12), 0.0 if len(losses) < 2 else 1 - losses[-1]/losses[-2]
     found = [("L0", f"{last['l0']:.1f}", "a penalty gives no promise" if target is None else f"{target:g} within 10%", target is None or abs(last["l0"] - target) <= 0.1*target,
-              "train on more tokens; validation text may also be unlike the training text"),
+              "leave sae_training.learning_rate unset, or train on more tokens; validation text may also be unlike the training text"),
              ("thresholds whose window sees data", f"{last['window_share']:.0%}", ">= 50%", last["window_share"] >= 0.5, f"raise sae.bandwidth (now {h['bandwidth']:g})"),
              ("dead latents", f"{last['dead']:.1%}", "< 10%", last["dead"] < 0.1, "lower sae_training.learning_rate or sae.d_hidden, or train on more tokens"),
              ("dense latents", f"{last['dense']:.1%}", "<= 20%", last["dense"] <= 0.2, "lower sae.target_l0, or raise sae.d_hidden"),
              ("attention-sink rows left out", f"{rows['sinks']:,} ({share:.2%})", "<= 2%", share <= 0.02, f"raise sae_training.sink_norm (now {settings['sink_norm']:g})"),
              ("loss spikes", f"{spikes} in {steps:,} steps", "<= 1%", spikes <= 0.01*steps, "lower sae_training.learning_rate or sae_training.gradient_clip"),
-             ("explained variance", f"{last['explained_variance']:.1%}; with sinks {last['explained_variance_with_sinks']:.1%}", "within 5 points of each other", abs(seen) <= 0.05,
+             ("variance explained, sinks or not", f"{last['explained_variance']:.1%}; with sinks {last['explained_variance_with_sinks']:.1%}", "within 5 points of each other", abs(seen) <= 0.05,
               "quote the figure without sinks: a few long rows decide the other one"),
+             ("variance explained", f"{last['explained_variance']:.1%}", ">= 50%", last["explained_variance"] >= 0.5, "leave sae_training.learning_rate unset, train on more tokens, or raise sae.target_l0"),
              ("validation against training loss", f"{gap:.2f}", "<= 1.25", gap <= 1.25, "the SAE has learned its rows by heart: train on more tokens, for fewer epochs"),
              ("best epoch", f"{h['best_epoch'] + 1} of {len(losses)}", "the last", h["best_epoch"] == len(losses) - 1, "lower sae_training.learning_rate; the best epoch is what is kept" if settings.get("patience") else "set sae_training.patience, or lower sae_training.learning_rate"),
              ("gain of the last epoch", f"{gain:.1%}" if len(losses) > 1 else "one epoch", "< 10%", gain < 0.1, "more sae_training.epochs, or more tokens, would still help")]

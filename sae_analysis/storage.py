@@ -145,7 +145,7 @@ class TrainRun:
         return f"TrainRun({self.sae}: epoch {best + 1} of {len(h['l0'])}, validation L0 {h['l0'][best]:.1f}, FVU {h['fvu'][best]:.4f}, dead {h['dead'][best]:.1%})"
     def _repr_html_(self) -> str: return self.table().to_html(float_format="{:.4g}".format, index=False)
 
-# %% ../nbs/08_storage.ipynb #f238c2a6
+# %% ../nbs/08_storage.ipynb #081ea45b
 class RunFiles:
     "Where one layer's run keeps its files, and when it writes them."
 
@@ -155,8 +155,8 @@ class RunFiles:
         self.paths = {} if self.folder is None else {kind: self.folder/f"{trainer.name}_{end}" for kind, end in ends}
         self.earlier = self._finished() if resume != "never" else None
         if self.folder is None: return
-        if self.earlier is not None or resume == "never": self._forget()
-        elif load_trainer(trainer, self.folder/"training", resume): self.written = len(trainer.history.get("l0", []))
+        if resume == "never": self._forget()
+        elif self.earlier is None and load_trainer(trainer, self.folder/"training", resume): self.written = len(trainer.history.get("l0", []))
 
     def _finished(self) -> TrainRun | None:
         "The run as an earlier one left it, when it was this one and came to its end."
@@ -165,7 +165,7 @@ class RunFiles:
         there, here = history.pop("finished", None) if isinstance(history, dict) else None, identity(self.trainer)
         if there is None: return None
         if changed := changes(there, here, "run."):
-            log.warning("layer %s: %s holds a finished run with other settings (%s); it is replaced as this one goes on", self.trainer.store.layer, self.folder, changed)
+            log.warning("layer %s: %s holds a finished run with other settings (%s); this run begins anew and will replace it", self.trainer.store.layer, self.folder, changed)
             return None
         try: best, final = load_checkpoint(self.paths["best"]), load_checkpoint(self.paths["final"])
         except InputError: return None
