@@ -145,7 +145,7 @@ class TrainRun:
         return f"TrainRun({self.sae}: epoch {best + 1} of {len(h['l0'])}, validation L0 {h['l0'][best]:.1f}, FVU {h['fvu'][best]:.4f}, dead {h['dead'][best]:.1%})"
     def _repr_html_(self) -> str: return self.table().to_html(float_format="{:.4g}".format, index=False)
 
-# %% ../nbs/08_storage.ipynb #081ea45b
+# %% ../nbs/08_storage.ipynb #554a513d
 class RunFiles:
     "Where one layer's run keeps its files, and when it writes them."
 
@@ -155,7 +155,7 @@ class RunFiles:
         self.paths = {} if self.folder is None else {kind: self.folder/f"{trainer.name}_{end}" for kind, end in ends}
         self.earlier = self._finished() if resume != "never" else None
         if self.folder is None: return
-        if resume == "never": self._forget()
+        if resume == "never" or (self.earlier is not None and self._left_over()): self._forget()
         elif self.earlier is None and load_trainer(trainer, self.folder/"training", resume): self.written = len(trainer.history.get("l0", []))
 
     def _finished(self) -> TrainRun | None:
@@ -165,13 +165,18 @@ class RunFiles:
         there, here = history.pop("finished", None) if isinstance(history, dict) else None, identity(self.trainer)
         if there is None: return None
         if changed := changes(there, here, "run."):
-            log.warning("layer %s: %s holds a finished run with other settings (%s); this run begins anew and will replace it", self.trainer.store.layer, self.folder, changed)
+            log.warning("layer %s: %s holds a finished run with other settings (%s); this run will replace it", self.trainer.store.layer, self.folder, changed)
             return None
         try: best, final = load_checkpoint(self.paths["best"]), load_checkpoint(self.paths["final"])
         except InputError: return None
         if not best.metadata.get("run") == final.metadata.get("run") == digest_of(here): return None   # another run has begun to replace it
         log.info("layer %s: already trained with these settings; resume='never' (--resume never) trains it again", self.trainer.store.layer)
         return TrainRun(best, final, history, self.paths)
+
+    def _left_over(self) -> bool:
+        "Whether the snapshots are those of the finished run, which was killed before it could remove them."
+        found = newest_snapshot(self.folder/"training", self.trainer.name)
+        return found is not None and not changes(found[1]["identity"], identity(self.trainer), "run.")
 
     def _forget(self) -> None:
         if self.trainer.processes.first: forget(self.folder/"training", self.trainer.name)
