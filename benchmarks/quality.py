@@ -97,10 +97,19 @@ def corpus_of(folder: str):
 def heldout(job: Job) -> list: return list(islice(corpus_of(job.folder).heldout(), 400))
 
 
+def with_progress(results, total: int) -> list[dict]:
+    "The results as they come, each with a line."
+    found, begin = [], time.time()
+    for result in results:
+        found.append(result)
+        print(f"{len(found)}/{total} after {time.time() - begin:.0f} s: {result['trainer']}, layer {result['layer']}, L0 {result['l0']:.1f} of {result['target']}, FVU {result['fvu']:.4f}", flush=True)
+    return found
+
+
 def best_rates(pool, base: Job) -> dict[str, float]:
     "For each peer the learning rate, of those tried, with the lowest FVU on layer 2 at L0 75, among those that come within a tenth of that L0 if any does."
     jobs = [replace(base, trainer=peer, rate=rate) for peer, rates in PEERS.items() for rate in rates]
-    found = pd.DataFrame(pool.map(measure, jobs))
+    found = pd.DataFrame(with_progress(pool.map(measure, jobs), len(jobs)))
     print(found.drop(columns=["layer", "seed"]).to_string(index=False, float_format="%.4g"), flush=True)
     found["off"] = (found.l0/found.target - 1).abs() > 0.1
     return {peer: float(group.sort_values(["off", "fvu"]).iloc[0]["learning rate"]) for peer, group in found.groupby("trainer")}
@@ -155,7 +164,7 @@ def main() -> None:
         extract(load_model("pocket"), corpus_of(folder), list(LAYERS), base.tokens, folder)
         rates = best_rates(pool, base)
         jobs = [replace(base, trainer=trainer, layer=layer, target=target, seed=seed, rate=rates.get(trainer)) for trainer in ("ours", *PEERS) for layer in LAYERS for target in TARGETS for seed in SEEDS]
-        runs = pd.DataFrame(pool.map(measure, jobs))
+        runs = pd.DataFrame(with_progress(pool.map(measure, jobs), len(jobs)))
     grouped = runs.groupby(["trainer", "layer", "target"], sort=False)
     summary = grouped[[*FIGURES, "seconds to train"]].mean().join(grouped[list(FIGURES)].std(ddof=0).add_suffix("_std")).reset_index()
     name = "quality" + ("-wikipedia" if text else "")
