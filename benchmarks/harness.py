@@ -25,12 +25,13 @@ class Goal:
         return f"{'met   ' if self.met else 'MISSED'}  {self.name}: {self.measured:.4g} ({'at least' if self.at_least else 'at most'} {self.limit:.4g})"
 
 
-def flags(description: str) -> argparse.Namespace:
-    "The flags that all benchmarks take."
+def flags(description: str, **more: str) -> argparse.Namespace:
+    "The flags that all benchmarks take, and `more` of them, each with its help."
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smoke run: small sizes, no goals")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is missed")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default: benchmarks/results)")
+    for name, explanation in more.items(): parser.add_argument(f"--{name}", default="", help=explanation)
     return parser.parse_args()
 
 
@@ -50,18 +51,12 @@ def _version(package: str) -> str:
 
 
 def median_seconds(work, rounds: int = 5, warmup: int = 1) -> float:
-    "The median time of `work()`, on a GPU until it is done."
-    import torch
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    times = []
-    for i in range(warmup + rounds):
-        wait(); begin = time.perf_counter(); work(); wait()
-        if i >= warmup: times.append(time.perf_counter() - begin)
-    return sorted(times)[len(times)//2]
+    "The median time of `work()` alone."
+    return alternate({"work": work}, rounds, warmup)["work"]
 
 
 def alternate(contestants: dict, rounds: int = 5, warmup: int = 1) -> dict[str, float]:
-    "Median seconds of each contestant, one after the other in every round, so that all meet the same weather."
+    "Median seconds of each contestant, one after the other in every round, so that all meet the same weather; on a GPU until it is done."
     import torch
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = {name: [] for name in contestants}

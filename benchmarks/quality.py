@@ -1,5 +1,5 @@
 """The frontier of sparsity against fidelity: our SAEs and the peers', trained on the same rows with the same budget, measured on held-out text by one evaluator."""
-import os, sys, tempfile, time
+import os, tempfile, time
 os.environ["OMP_NUM_THREADS"] = "1"   # two jobs at a time, one thread each
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -150,16 +150,14 @@ def plot(summary: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    text = sys.argv.pop(sys.argv.index("--text") + 1) if "--text" in sys.argv else ""
-    if text: sys.argv.remove("--text")
-    a = flags(__doc__ + " With --text FILE, on that text instead of the installed documentation.")
+    a = flags(__doc__, text="a file of text, such as Wikipedia's, in place of the installed documentation")
     global SEEDS, TARGETS, LAYERS, PEERS
     if a.quick: SEEDS, TARGETS, LAYERS, PEERS = (0,), (32,), (2,), {peer: rates[1:2] for peer, rates in PEERS.items()}
     from sae_analysis.extractor import extract
     from sae_analysis.models import load_model
     begin = time.time()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        (Path(folder)/"text").write_text(text)
+        (Path(folder)/"text").write_text(a.text)
         base = Job(folder, "ours", 2, 75, 0, tokens=40_000 if a.quick else 300_000, heldout=8000 if a.quick else 40_000)
         extract(load_model("pocket"), corpus_of(folder), list(LAYERS), base.tokens, folder)
         rates = best_rates(pool, base)
@@ -167,12 +165,12 @@ def main() -> None:
         runs = pd.DataFrame(with_progress(pool.map(measure, jobs), len(jobs)))
     grouped = runs.groupby(["trainer", "layer", "target"], sort=False)
     summary = grouped[[*FIGURES, "seconds to train"]].mean().join(grouped[list(FIGURES)].std(ddof=0).add_suffix("_std")).reset_index()
-    name = "quality" + ("-wikipedia" if text else "")
+    name = "quality" + (f"-{Path(a.text).stem}" if a.text else "")
     stem = f"{name}{'-quick' if a.quick else ''}-{device_name()}"
     a.out.mkdir(parents=True, exist_ok=True)
     runs.to_csv(a.out/f"{stem}.csv", index=False)
     plot(summary, a.out/f"{stem}.png")
-    settings = {"batch": BATCH, "d_hidden": D_HIDDEN, "tokens": base.tokens, "seeds": SEEDS, "learning rates of the peers": rates, "text": Path(text).name if text else "installed documentation", "minutes": (time.time() - begin)/60}
+    settings = {"batch": BATCH, "d_hidden": D_HIDDEN, "tokens": base.tokens, "seeds": SEEDS, "learning rates of the peers": rates, "text": Path(a.text).name if a.text else "installed documentation", "minutes": (time.time() - begin)/60}
     report(name, summary, settings, [] if a.quick else goals(summary), a)
 
 

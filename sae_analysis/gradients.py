@@ -14,7 +14,7 @@ from .sae import JumpReLUSAE
 # %% auto #0
 __all__ = ['Sums', 'Scratch', 'dense_pass', 'entries_above', 'nonzero', 'sparse_pass', 'starts', 'threshold_gradient', 'revive']
 
-# %% ../nbs/08_gradients.ipynb #ff47fd4a
+# %% ../nbs/08_gradients.ipynb #bdcfcc94
 @dataclass
 class Sums:
     "What rows of a batch add up to. Sums of two parts of a batch, added, are those of the whole."
@@ -24,7 +24,6 @@ class Sums:
     active: Tensor                # [d_hidden] rows on which each latent is active
     near: Tensor                  # [d_hidden] rows on which z is inside the threshold's window
     gain: Tensor                  # [d_hidden] d loss/d f, summed over the window
-    along: Tensor                 # [d_hidden] the part of the decoder's gradient along each decoder row
     gradients: dict[str, Tensor]  # of the reconstruction error, but for the thresholds'
 
     def __iadd__(self, other: "Sums") -> "Sums":
@@ -32,7 +31,7 @@ class Sums:
         for mine, theirs in zip(self.tensors(), other.tensors()): mine += theirs
         return self
 
-    def tensors(self) -> list[Tensor]: return [self.x, self.active, self.near, self.gain, self.along, *self.gradients.values()]
+    def tensors(self) -> list[Tensor]: return [self.x, self.active, self.near, self.gain, *self.gradients.values()]
 
 # %% ../nbs/08_gradients.ipynb #431801f9
 class Scratch:
@@ -54,7 +53,7 @@ class Scratch:
         if found is None or found.shape != torch.Size(shape): found = self.buffers[name] = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         return found
 
-# %% ../nbs/08_gradients.ipynb #74313b77
+# %% ../nbs/08_gradients.ipynb #db59a0db
 @torch.no_grad()
 def dense_pass(sae: JumpReLUSAE, low: Scratch,
                x: Tensor,        # [rows, d_model], normalised
@@ -73,8 +72,7 @@ def dense_pass(sae: JumpReLUSAE, low: Scratch,
     d_f = d_low @ low.W_dec.T
     window, d_z, full = (above.abs() < half).to(dtype), d_f*on, sae.b_dec.dtype
     gradients = {"W_enc": (d_z.T @ x_low).to(full).T, "b_enc": d_z.sum(0, dtype=full), "W_dec": (f.T @ d_low).to(full), "b_dec": d_rebuilt.sum(0)}
-    return Sums(len(x), error.pow(2).sum().item(), x.sum(0, dtype=full), on.sum(0), window.sum(0, dtype=full), (d_f*window).sum(0, dtype=full),
-                (d_f*f).sum(0, dtype=full), gradients)
+    return Sums(len(x), error.pow(2).sum().item(), x.sum(0, dtype=full), on.sum(0), window.sum(0, dtype=full), (d_f*window).sum(0, dtype=full), gradients)
 
 # %% ../nbs/08_gradients.ipynb #bedbe4c3
 def entries_above(x: Tensor, W: Tensor, edge: Tensor, low: Scratch) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +99,7 @@ def nonzero(mask: Tensor) -> Tensor:
     inside = mask.view(torch.int64).index_select(0, group).view(torch.bool).nonzero().view(-1)
     return group.index_select(0, inside >> 3)*8 + (inside & 7)
 
-# %% ../nbs/08_gradients.ipynb #abd4fe82
+# %% ../nbs/08_gradients.ipynb #9e80d93c
 @torch.no_grad()
 def sparse_pass(sae: JumpReLUSAE, low: Scratch, x: Tensor, elements: int, part: int = 0) -> Sums:
     "The same sums as `dense_pass`, from the entries that are active or inside a window; a later `part` of a batch leaves the gradients of part 0 alone."
@@ -125,7 +123,7 @@ def sparse_pass(sae: JumpReLUSAE, low: Scratch, x: Tensor, elements: int, part: 
     by_latent = row.index_select(0, order)
     gradients = {"W_enc": _weight_gradient(f"d_enc{part > 0}", by_latent, d_z.index_select(0, order), x_low, begins, sae, low).T, "b_enc": per_latent(d_z),
                  "W_dec": _weight_gradient(f"d_dec{part > 0}", by_latent, f.index_select(0, order), d_low, begins, sae, low), "b_dec": d_rebuilt.sum(0)}
-    return Sums(len(x), error.pow(2).sum().item(), x.sum(0, dtype=full), per_latent(on).long(), per_latent(window), per_latent(window*d_f), per_latent(f*d_z), gradients)
+    return Sums(len(x), error.pow(2).sum().item(), x.sum(0, dtype=full), per_latent(on).long(), per_latent(window), per_latent(window*d_f), gradients)
 
 # %% ../nbs/08_gradients.ipynb #4e296d46
 def starts(owner: Tensor, owners: int) -> Tensor:

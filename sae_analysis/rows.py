@@ -44,7 +44,7 @@ def choose_rows(store: ActivationStore, config: TrainConfig) -> Rows:
     scale = float(np.sqrt(np.mean(norms[fine & ~held].astype(np.float64)**2)/store.d_model))
     return Rows(train, np.flatnonzero(held), fine, scale, limit)
 
-# %% ../nbs/08_rows.ipynb #11e2ff5e
+# %% ../nbs/08_rows.ipynb #8292df1e
 @dataclass(frozen=True)
 class Normalizer:
     "Raw activations to normalised ones: `(x - mean)/scale @ axes`."
@@ -66,9 +66,9 @@ class Normalizer:
 
     @torch.no_grad()
     def fold(self, sae: JumpReLUSAE) -> JumpReLUSAE:
-        "The SAE for raw activations, from the one trained on normalised ones."
-        turned = JumpReLUSAE(sae.config, sae.metadata).to(sae.W_enc.device)
-        turned.load_state_dict({"W_enc": self.axes @ sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec @ self.axes.T, "b_dec": sae.b_dec @ self.axes.T, "threshold": sae.threshold})
+        "The SAE for raw activations, with unit decoder rows, from the one trained on normalised ones."
+        turned, size = JumpReLUSAE(sae.config, sae.metadata).to(sae.W_enc.device), sae.W_dec.norm(dim=1).clamp(min=1e-8)
+        turned.load_state_dict({"W_enc": self.axes @ sae.W_enc*size, "b_enc": sae.b_enc*size, "W_dec": sae.W_dec/size[:, None] @ self.axes.T, "b_dec": sae.b_dec @ self.axes.T, "threshold": sae.threshold*size})
         raw = fold_scale(turned, self.scale)
         raw.b_enc -= self.mean @ raw.W_enc
         raw.b_dec += self.mean

@@ -22,16 +22,16 @@ def threshold_shift(l0: float, target: float, window: float, damping: float = 0.
     "How far to move all thresholds, given how L0 answers to it (`window`: entries per token and unit of z)."
     return min(max(damping*(l0 - target)/max(window, 1e-6), -most), most)
 
-# %% ../nbs/08_step.ipynb #5fcd09d9
+# %% ../nbs/08_step.ipynb #0698468c
 @torch.no_grad()
 def initial_sae(sample: Tensor,  # [rows, d_model] normalised rows
                 config: SAEConfig, seed: int) -> JumpReLUSAE:
-    "Random unit decoder rows, the encoder their transpose, the decoder's bias the mean, thresholds at the target."
+    "Random unit encoder columns, decoder rows along them at half their size, the decoder's bias the mean, thresholds at the target."
     generator = torch.Generator().manual_seed(seed)
     sae = JumpReLUSAE(config)
-    W_dec = torch.randn(config.d_hidden, config.d_model, generator=generator)
-    sae.W_dec.copy_(W_dec/W_dec.norm(dim=1, keepdim=True))
-    sae.W_enc.copy_(sae.W_dec.T)
+    direction = torch.nn.functional.normalize(torch.randn(config.d_hidden, config.d_model, generator=generator), dim=1)
+    sae.W_enc.copy_(direction.T)
+    sae.W_dec.copy_(direction/2)
     sae.b_dec.copy_(sample.mean(0))
     sae.b_enc.copy_(-sae.b_dec @ sae.W_enc)
     if config.target_l0 is not None:
@@ -42,11 +42,11 @@ def initial_sae(sample: Tensor,  # [rows, d_model] normalised rows
         sae.threshold.fill_(max(0.0, threshold))
     return sae
 
-# %% ../nbs/08_step.ipynb #962bfed3
+# %% ../nbs/08_step.ipynb #d3c5a587
 def default_learning_rate(config: SAEConfig, batch_size: int, steps: int) -> float:
     "The learning rate that `TrainConfig.learning_rate=None` stands for."
     seen = batch_size*(config.target_l0 or 50)/config.d_hidden   # rows of a batch on which a latent is active
-    return 0.01*math.sqrt(seen/75)*math.sqrt(256/config.d_model)*min(1.0, 300/max(1, steps))**0.25
+    return 0.014*(seen/75)**0.4*math.sqrt(256/config.d_model)*min(1.0, 300/max(1, steps))**0.25
 
 # %% ../nbs/08_step.ipynb #726ac248
 def compute_dtype(device: str) -> torch.dtype:
@@ -69,7 +69,7 @@ class Step:
     window: float   # entries inside the threshold windows, per token and unit of z: how L0 answers to a shift of all thresholds
     price: float    # what an active latent is worth at the threshold, in squared error: where d loss / d(shift of all t) is zero
 
-# %% ../nbs/08_step.ipynb #2314c8bc
+# %% ../nbs/08_step.ipynb #1ef3585a
 class Stepper:
     "Takes training steps on one SAE that reads normalised activations."
 
@@ -77,7 +77,7 @@ class Stepper:
         self.sae, self.config, self.steps, self.reduce = sae, config, steps, reduce   # reduce(sums): adds the sums of other processes
         self.device, self.dtype = sae.W_enc.device, compute_dtype(sae.W_enc.device.type)
         self.rate = config.learning_rate or default_learning_rate(sae.config, config.batch_size, steps)
-        self.dead_after = max(200*sae.config.d_hidden/(sae.config.target_l0 or 50), 0.01*steps*config.batch_size)
+        self.dead_after = max(60*sae.config.d_hidden/(sae.config.target_l0 or 50), 0.01*steps*config.batch_size)
         sae.W_enc.data = sae.W_enc.data.T.contiguous().T   # latent by latent in memory, as its gradient comes
         self.low = Scratch(sae, self.dtype)
         self.silent = torch.zeros(sae.config.d_hidden, device=self.device)   # tokens since each latent was last active
@@ -119,7 +119,6 @@ class Stepper:
         l0, window = sums.active.sum().item()/sums.rows, inside/(sums.rows*sae.config.bandwidth)
         if sae.config.target_l0 is not None: sae.threshold += threshold_shift(l0, sae.config.target_l0, window)
         sae.threshold.clamp_(min=0)
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8)
         self.low.refresh(sae)
         self.silent = torch.where(sums.active > 0, 0, self.silent + sums.rows)
         self.counted += sums.near
@@ -150,7 +149,6 @@ class Stepper:
         "Clips the gradient and takes Adam's step."
         sae, gradients = self.sae, sums.gradients
         gradients["threshold"] = threshold_gradient(sae, sums, max(self.facts["price"], 0.0), elements)
-        gradients["W_dec"].addcmul_(sums.along[:, None].to(gradients["W_dec"].dtype), sae.W_dec.data, value=-1)
         revive(gradients, sums, (self.silent > self.dead_after) & (sums.active == 0), 0.01/elements)
         norm = torch.nn.utils.get_total_norm(gradients.values())
         for name, gradient in gradients.items():

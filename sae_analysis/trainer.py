@@ -38,18 +38,19 @@ def validate(sae: JumpReLUSAE, store: ActivationStore, rows: Rows, normalizer: N
     held = rows.validation[:most]
     return {**update(held[rows.fine[held]]), "explained_variance_with_sinks": update(held[~rows.fine[held]])["explained_variance"]}
 
-# %% ../nbs/08_trainer.ipynb #e255c87f
+# %% ../nbs/08_trainer.ipynb #105edaab
 @torch.no_grad()
 def settle(sae: JumpReLUSAE, x: Tensor) -> float:
     "Moves all thresholds by one shift, so that L0 on normalised rows `[rows, d_model]`, in full precision, is the target; returns the L0 it reached."
-    above, low, high = sae.preactivations(x) - sae.threshold, -0.5, 0.5
+    z = sae.preactivations(x)
+    above, low, high = z - sae.threshold, -0.5, 0.5
     for _ in range(16):   # bisection: L0 falls as the shift rises
         middle = (low + high)/2
         low, high = (middle, high) if (above > middle).sum().item() > sae.config.target_l0*len(x) else (low, middle)
     sae.threshold.copy_((sae.threshold + (low + high)/2).clamp(min=0))
-    return (sae.encode(x) > 0).sum().item()/len(x)
+    return (z > sae.threshold).sum().item()/len(x)
 
-# %% ../nbs/08_trainer.ipynb #88ecb11e
+# %% ../nbs/08_trainer.ipynb #591f98fb
 class Trainer:
     "Trains one SAE on one layer's store."
 
@@ -115,24 +116,27 @@ class Trainer:
     def end_epoch(self) -> None:
         "Measures on validation rows, and keeps the SAE when it is the best yet."
         sae, h = self.stepper.sae, self.history
-        settled = None if sae.config.target_l0 is None else self._settle()
+        trained = sae.threshold.detach().clone()
+        if sae.config.target_l0 is not None: settle(sae, self._held())
         v = validate(sae, self.store, self.rows, self.normalizer)
         if not math.isfinite(v["fvu"]): raise InputError(f"layer {self.store.layer}: the validation rows of {self.store.path} do not vary; extract more documents")
-        entry = {"recon_loss": v["mse"], "train_recon_loss": self.running["loss"]/max(1, self.running["steps"]), "sparsity": v["l0"]/sae.config.d_hidden, "l0": v["l0"], "train_l0": v["l0"] if settled is None else settled, "fvu": v["fvu"],
+        entry = {"recon_loss": v["mse"], "train_recon_loss": self.running["loss"]/max(1, self.running["steps"]), "sparsity": v["l0"]/sae.config.d_hidden, "l0": v["l0"], "fvu": v["fvu"],
                  "explained_variance": v["explained_variance"], "explained_variance_with_sinks": v["explained_variance_with_sinks"], "raw_mse": v["mse"]*self.rows.scale**2,
                  "dead": v["dead"], "dense": v["dense"], "window_share": (self.stepper.counted > 0).float().mean().item(), "spikes": self.running["spikes"],
                  "price": self.stepper.facts["price"], "learning_rate": self.stepper.learning_rate}
         for key, value in entry.items(): h.setdefault(key, []).append(value)
-        def rank(epoch: int) -> tuple[bool, float]: return not self.acceptable(h["train_l0"][epoch]), h["recon_loss"][epoch]
+        def rank(epoch: int) -> tuple[bool, float]: return not self.acceptable(h["l0"][epoch]), h["recon_loss"][epoch]
         last = len(h["l0"]) - 1
         if last == 0 or rank(last) < rank(h["best_epoch"]): self.best, h["best_epoch"] = self.folded(), last
         self.running.update(loss=0.0, steps=0, spikes=0)
         self.stepper.counted.zero_()
+        if not self.stopped: sae.threshold.data.copy_(trained)   # what has been learned goes on from where it was
 
-    def _settle(self) -> float:
-        fine = self.rows.train[self.rows.fine[self.rows.train]]
+    def _held(self) -> Tensor:
+        "Normalised validation rows, spread over all of them."
+        fine = self.rows.validation[self.rows.fine[self.rows.validation]]
         take = fine[np.linspace(0, len(fine) - 1, min(len(fine), 16_384, 10**8//self.stepper.sae.config.d_hidden + 1)).astype(np.int64)]
-        return settle(self.stepper.sae, self.normalizer.apply(self.store.rows(take).to(self.device)))
+        return self.normalizer.apply(self.store.rows(take).to(self.device))
 
     def acceptable(self, l0: float) -> bool:
         "Whether an L0 is within a tenth of the target."
@@ -161,10 +165,10 @@ def warn_of_reach(stepper: Stepper) -> None:
         log.warning("learning_rate %.2g x %d steps lets a threshold move by at most %.2g from its start at %g, so the penalty can hardly change L0; set target_l0, or train longer",
                     stepper.rate, stepper.steps, 0.3*travel, config.threshold)
 
-# %% ../nbs/08_trainer.ipynb #c74ce39f
+# %% ../nbs/08_trainer.ipynb #758ab6f8
 def add_over(processes: Processes, sums: Sums) -> None:
     "Adds the sums of all processes, in place."
-    scalars = torch.tensor([sums.rows, sums.squared_error], dtype=torch.float64, device="cpu" if sums.x.device.type == "cpu" else sums.x.device)
+    scalars = torch.tensor([sums.rows, sums.squared_error], dtype=torch.float64, device=sums.x.device)
     sums.rows, sums.squared_error = int(processes.add(scalars)[0].item()), float(scalars[1].item())
     for tensor in sums.tensors(): processes.add(tensor if tensor.is_contiguous() else tensor.T)
 
