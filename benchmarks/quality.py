@@ -3,6 +3,7 @@ import os, tempfile, time
 os.environ["OMP_NUM_THREADS"] = "1"   # two jobs at a time, one thread each
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +26,7 @@ class Job:
     seed: int
     rate: float | None = None
     tokens: int = 300_000
-    heldout: int = 40_000
+    heldout: int = 24_000
 
 
 def trained(job: Job):
@@ -80,11 +81,10 @@ def measure(job: Job) -> dict:
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
     from sae_analysis.evaluation import evaluate
-    from sae_analysis.models import load_model
     begin = time.time()
     sae = trained(job)
     seconds = time.time() - begin
-    quality = evaluate(sae, load_model("pocket"), heldout(job), job.layer, num_tokens=job.heldout, loss_tokens=job.heldout//4)
+    quality = evaluate(sae, *judge(job.folder), job.layer, num_tokens=job.heldout, loss_tokens=job.heldout//4)
     return {"trainer": job.trainer, "layer": job.layer, "target": job.target, "seed": job.seed, "learning rate": job.rate, **{key: quality[key] for key in FIGURES}, "seconds to train": seconds}
 
 
@@ -94,7 +94,11 @@ def corpus_of(folder: str):
     return TextCorpus(text) if text else DocsCorpus()
 
 
-def heldout(job: Job) -> list: return list(islice(corpus_of(job.folder).heldout(), 400))
+@cache
+def judge(folder: str) -> tuple:
+    "The model and the held-out documents, read once by each process."
+    from sae_analysis.models import load_model
+    return load_model("pocket"), list(islice(corpus_of(folder).heldout(), 400))
 
 
 def with_progress(results, total: int) -> list[dict]:
@@ -158,7 +162,7 @@ def main() -> None:
     begin = time.time()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         (Path(folder)/"text").write_text(a.text)
-        base = Job(folder, "ours", 2, 75, 0, tokens=40_000 if a.quick else 300_000, heldout=8000 if a.quick else 40_000)
+        base = Job(folder, "ours", 2, 75, 0, tokens=40_000 if a.quick else 300_000, heldout=8000 if a.quick else 24_000)
         extract(load_model("pocket"), corpus_of(folder), list(LAYERS), base.tokens, folder)
         rates = best_rates(pool, base)
         jobs = [replace(base, trainer=trainer, layer=layer, target=target, seed=seed, rate=rates.get(trainer)) for trainer in ("ours", *PEERS) for layer in LAYERS for target in TARGETS for seed in SEEDS]

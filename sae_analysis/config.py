@@ -12,8 +12,8 @@ from typing import Any, Iterator
 
 # %% auto #0
 __all__ = ['log', 'InputError', 'closest', 'expect_error', 'SAEConfig', 'TrainConfig', 'from_section', 'read_yaml', 'sets_key',
-           'load_config', 'pick_device', 'seed_everything', 'hash_unit', 'atomic_path', 'write_text', 'write_json',
-           'sha256', 'read_pt', 'check_writable']
+           'load_config', 'pick_device', 'seed_everything', 'no_memory', 'hash_unit', 'atomic_path', 'write_text',
+           'write_json', 'sha256', 'read_pt', 'check_writable']
 
 # %% ../nbs/00_config.ipynb #745b38ea
 log = logging.getLogger("sae_analysis")
@@ -157,6 +157,12 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+# %% ../nbs/00_config.ipynb #0c4cae82
+def no_memory(error: BaseException) -> bool:
+    "Whether an error says that memory ran out."
+    import torch
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "out of memory")))
 
 # %% ../nbs/00_config.ipynb #44f01cba
 def hash_unit(text: str) -> float:

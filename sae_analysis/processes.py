@@ -17,7 +17,7 @@ __all__ = ['ProcessLost', 'Processes', 'join_processes', 'own_device']
 class ProcessLost(RuntimeError):
     "Another process of the run has stopped, so this one cannot go on."
 
-# %% ../nbs/00_processes.ipynb #d16b3d53
+# %% ../nbs/00_processes.ipynb #61acd17d
 @dataclass(frozen=True)
 class Processes:
     "Which of the run's processes this one is."
@@ -46,6 +46,14 @@ class Processes:
     def wait(self) -> None:
         "Waits until all processes are here."
         if self.world > 1: self._together(lambda distributed: distributed.barrier())
+
+    def first_then_others(self, work: Any) -> Any:
+        "What `work()` gives in this process, done in the first one before the others: it makes files, they find them."
+        if not self.first: self.wait()
+        found = work()
+        if self.first: self.wait()
+        self.wait()
+        return found
 
     def _together(self, work: Any) -> None:
         import torch.distributed as distributed
