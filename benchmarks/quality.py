@@ -39,7 +39,7 @@ def trained(job: Job):
     config = TrainConfig(epochs=1, batch_size=BATCH, seed=job.seed)
     if job.trainer == "ours": return train(store, SAEConfig(d_model=store.d_model, d_hidden=D_HIDDEN, target_l0=job.target), config).final
     rows = choose_rows(store, config)
-    used = rows.train[rows.fine[rows.train]]
+    used = rows.fine(rows.train)
     unit = job.trainer == "dictionary_learning JumpReLU"   # its bandwidth of 0.001 is meant for rows of length one, as its own loader gives
     scale = rows.scale*(store.d_model**0.5 if unit else 1)
     peer = make_peer(job, store.d_model, len(rows.train)//BATCH)
@@ -146,11 +146,13 @@ def plot(summary: pd.DataFrame, path: Path) -> None:
         for row, (key, name) in enumerate((("fvu", "variance unexplained"), ("loss_recovered", "loss recovered"))):
             ax = axes[row][column]
             for trainer, group in summary[summary.layer == layer].groupby("trainer", sort=False):
+                group = group.sort_values("l0")
                 ax.errorbar(group.l0, group[key], yerr=group[f"{key}_std"], marker="o", ms=4, capsize=2, label=trainer, lw=2 if trainer == "ours" else 1, zorder=3 if trainer == "ours" else 2)
             ax.set(ylabel=name, title=f"layer {layer}" if row == 0 else None, xlabel="L0 on held-out text" if row else None)
             ax.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    fig.tight_layout(); fig.savefig(path, dpi=130)
+    fig.tight_layout(rect=(0, 0.06, 1, 1))
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False, fontsize=8)
+    fig.savefig(path, dpi=130)
 
 
 def main() -> None:

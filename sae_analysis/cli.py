@@ -46,7 +46,7 @@ def parse_layers(text: str) -> list[int] | None:
     try: return sorted({int(part) for part in text.split(",")})
     except ValueError: raise InputError(f"--layers is {text!r}; give 'all' or numbers such as 0,6,11") from None
 
-# %% ../nbs/13_cli.ipynb #b629df26
+# %% ../nbs/13_cli.ipynb #93200fa1
 def extract_and_train_parser() -> argparse.ArgumentParser:
     "The guide's flags."
     p = argparse.ArgumentParser(prog="extract_and_train", description="Extract residual-stream activations and train one sparse autoencoder per layer.")
@@ -58,6 +58,7 @@ def extract_and_train_parser() -> argparse.ArgumentParser:
     p.add_argument("--save-dir", default="./models/checkpoints", help="checkpoints and histories (default: ./models/checkpoints)")
     p.add_argument("--config", default=None, help="YAML with the sections sae and sae_training")
     p.add_argument("--plan", action="store_true", help="say what the extraction would take (disk, memory, time), and do nothing")
+    p.add_argument("--on-the-fly", action="store_true", help="train on activations as they are computed, all layers side by side, and write none to disk")
     p.add_argument("--extract-only", action="store_true", help="extract, do not train")
     p.add_argument("--train-only", action="store_true", help="train on activations that are already there")
     p.add_argument("--model", default="gpt2", help="a model of the Hub, a folder, or 'pocket' (default: gpt2)")
@@ -77,28 +78,33 @@ def open_corpus(name: str, cache_dir: str | Path | None = None) -> Any:
     if name == "wikipedia": return WikipediaCorpus(cache_dir).load()
     return TextCorpus(name)
 
-# %% ../nbs/13_cli.ipynb #91f9d162
+# %% ../nbs/13_cli.ipynb #53089ac6
 def _extract_and_train(a: argparse.Namespace) -> None:
     layers, (sae_config, train_config) = parse_layers(a.layers), load_config(a.config)
     if a.plan and a.train_only: raise InputError("--plan is about extraction, which --train-only leaves out")
+    if a.on_the_fly and (a.extract_only or a.train_only or a.plan): raise InputError("--on-the-fly extracts and trains at once; it excludes --extract-only, --train-only and --plan")
+    if a.on_the_fly and join_processes().world > 1: raise InputError("--on-the-fly works in one process; extract first, then train under torchrun")
     if a.extract_only and a.train_only: raise InputError("--extract-only and --train-only exclude each other; give neither to do both")
     if a.num_tokens < 1 or a.batch_size_extract < 1: raise InputError("--num-tokens and --batch-size-extract must be at least 1")
     device, states = pick_device(a.device), Path(a.cache_dir)/"hidden_states"
-    if not a.train_only: check_writable(states)
+    if not (a.train_only or a.on_the_fly): check_writable(states)
     if not a.extract_only: check_writable(a.save_dir)
+    if a.on_the_fly: return _train(_live(a, layers, device, sae_config), a, device, sae_config, train_config)
     if not a.train_only: layers = _extract(a, layers, device, states, sae_config)
-    if a.plan: return
-    if not a.extract_only: _train_layers(layers, states, a, device, sae_config, train_config)
+    if not (a.plan or a.extract_only): _train(_stored(layers, states, a), a, device, sae_config, train_config)
 
-# %% ../nbs/13_cli.ipynb #31e2e3e7
-def _extract(a: argparse.Namespace, layers: list[int] | None, device: str, states: Path, sae_config: SAEConfig) -> list[int]:
-    from sae_analysis.extractor import extract
+# %% ../nbs/13_cli.ipynb #28eec644
+def _model_and_layers(a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig) -> tuple[Any, list[int]]:
     from sae_analysis.models import load_model
-    from sae_analysis.stores import plan
     model = load_model(a.model, own_device(device))
-    layers = model.check_layers(range(model.n_layers) if layers is None else layers)
     if sets_key(a.config, "sae", "d_model") and not a.extract_only and sae_config.d_model != model.d_model:
         raise InputError(f"{a.config}: sae.d_model is {sae_config.d_model}, but {a.model} has width {model.d_model}; set d_model: {model.d_model}")
+    return model, model.check_layers(range(model.n_layers) if layers is None else layers)
+
+def _extract(a: argparse.Namespace, layers: list[int] | None, device: str, states: Path, sae_config: SAEConfig) -> list[int]:
+    from sae_analysis.extractor import extract
+    from sae_analysis.stores import plan
+    model, layers = _model_and_layers(a, layers, device, sae_config)
     corpus = open_corpus(a.corpus, a.cache_dir)
     if join_processes(device).first:
         planned = plan(model, corpus, layers, a.num_tokens, states, a.batch_size_extract)
@@ -109,6 +115,12 @@ def _extract(a: argparse.Namespace, layers: list[int] | None, device: str, state
     for store in stores.values(): print(store)
     return layers
 
+def _live(a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig) -> list[Any]:
+    from sae_analysis.live import live_stores
+    model, layers = _model_and_layers(a, layers, device, sae_config)
+    a.together = True   # one pass serves all layers
+    return list(live_stores(model, open_corpus(a.corpus, a.cache_dir), layers, a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict).values())
+
 # %% ../nbs/13_cli.ipynb #309048b0
 def stored_layers(states: Path) -> list[int]:
     "The layers whose activations lie below `states`, in either format."
@@ -116,20 +128,23 @@ def stored_layers(states: Path) -> list[int]:
     if not found: raise InputError(f"no activations found; tried {states}/layer_*_states and {states}/layer_*_states.pt. Run extract_and_train --extract-only first, or give --cache-dir")
     return sorted(found)
 
-# %% ../nbs/13_cli.ipynb #66645be6
-def _train_layers(layers: list[int] | None, states: Path, a: argparse.Namespace, device: str, sae_config: SAEConfig, train_config: TrainConfig) -> None:
+# %% ../nbs/13_cli.ipynb #088fe76f
+def _stored(layers: list[int] | None, states: Path, a: argparse.Namespace) -> list[Any]:
+    "The stores to train on: all are there, before any is trained on."
     from sae_analysis.activations import open_store
-    from sae_analysis.health import health
-    from sae_analysis.trainer import train_saes
-    stores = {layer: open_store(states/f"layer_{layer}_states") for layer in (stored_layers(states) if layers is None else layers)}   # all there, before any is trained
+    stores = {layer: open_store(states/f"layer_{layer}_states") for layer in (stored_layers(states) if layers is None else layers)}
     for layer, store in stores.items():
         if store.layer not in (None, layer): raise InputError(f"{store.path} says that it holds layer {store.layer}, not layer {layer}; rename it")
         store.layer = layer
+    return [store if a.train_only else store.head(a.num_tokens) for store in stores.values()]
+
+def _train(stores: list[Any], a: argparse.Namespace, device: str, sae_config: SAEConfig, train_config: TrainConfig) -> None:
+    from sae_analysis.health import health
+    from sae_analysis.trainer import train_saes
     seed_everything(train_config.seed)
-    wanted = [store if a.train_only else store.head(a.num_tokens) for store in stores.values()]
-    fitting = sae_config if sets_key(a.config, "sae", "d_model") else replace(sae_config, d_model=wanted[0].d_model)
+    fitting = sae_config if sets_key(a.config, "sae", "d_model") else replace(sae_config, d_model=stores[0].d_model)
     share_layers = join_processes(device).world > 1 and not a.data_parallel
-    for group in [wanted] if a.together or share_layers else [[store] for store in wanted]:
+    for group in [stores] if a.together or share_layers else [[store] for store in stores]:
         for run in train_saes(group, fitting, train_config, a.save_dir, device, resume=a.resume, data_parallel=a.data_parallel, tensorboard=a.tensorboard).values():
             report = health(run)
             print(run, *(f"  {row.check}: {row.measured}, wanted {row.wanted}; {row.advice}" for row in report[~report.well].rename(columns={"what to do": "advice"}).itertuples()), sep="\n")

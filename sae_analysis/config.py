@@ -64,7 +64,7 @@ class SAEConfig:
             raise InputError(f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden = {self.d_hidden} latents; "
                              "choose a target between 1 and d_hidden")
 
-# %% ../nbs/00_config.ipynb #f430e9fa
+# %% ../nbs/00_config.ipynb #aa98763e
 @dataclass(frozen=True)
 class TrainConfig:
     "How it is trained, and what the result is compared with."
@@ -80,11 +80,12 @@ class TrainConfig:
     decay: float = 0.3                # share of the steps over which it falls to zero at the end
     validation: float = 0.05          # share of the documents kept for validation
     sink_norm: float = 4.0            # rows longer than this many times the median norm are attention sinks, left out
+    shuffle_rows: int = 524_288       # rows that are mixed with one another at a time
     patience: int | None = None       # stop after this many epochs without a better validation loss; None: never
     seed: int = 0                     # decides the initial weights, the split and the order of rows
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm", "patience"):
+        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm", "shuffle_rows", "patience"):
             if getattr(self, name) is not None and getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
         if self.sink_norm < 1: raise InputError(f"sae_training.sink_norm is {self.sink_norm}; rows longer than this many times the median are left out, so it must be at least 1")
         for name in ("warmup", "decay", "validation"):

@@ -19,7 +19,7 @@ from .windows import TokenShard, ahead, pack, token_shards
 
 # %% auto #0
 __all__ = ['Folders', 'Reader', 'stored', 'shard_windows', 'run_facts', 'extract', 'missing_bytes', 'free_bytes', 'layer_folder',
-           'norm_summary', 'HiddenStateExtractor']
+           'norm_summary', 'say_short', 'HiddenStateExtractor']
 
 # %% ../nbs/05_extractor.ipynb #d6d3eb78
 class Reader:
@@ -85,7 +85,7 @@ def run_facts(model: LanguageModel, corpus: Any, context: int, dtype: torch.dtyp
     return {"format": 1, "model": model.name, "revision": model.revision, "computed_in": str(model.dtype)[6:], "dtype": str(dtype)[6:],
             "d_model": model.d_model, "context_length": context, "shard_windows": shard_windows(model, context), "corpus": text}
 
-# %% ../nbs/05_extractor.ipynb #ee666264
+# %% ../nbs/05_extractor.ipynb #1aa8f237
 def extract(model: LanguageModel,
             corpus: Corpus | Sequence[str],         # plain iteration over a corpus gives its training part
             layers: Sequence[int],
@@ -111,7 +111,7 @@ def extract(model: LanguageModel,
         if processes.first: _finish(_open_folders(out, layers, facts), num_tokens)
         processes.wait()
     stores = {layer: open_store(layer_folder(out, layer)).head(num_tokens) for layer in layers if ShardFolder(layer_folder(out, layer)).shards}
-    _say_short(min((len(stores[layer]) if layer in stores else 0) for layer in layers), num_tokens, strict)
+    say_short(min((len(stores[layer]) if layer in stores else 0) for layer in layers), num_tokens, strict)
     return stores
 
 # %% ../nbs/05_extractor.ipynb #23b91dbc
@@ -202,8 +202,8 @@ def norm_summary(norms: Tensor,    # [rows]
     return {**{name: round(value, 4) for name, value in found.items()}, "sinks": {"longer than": f"{times:g} times the median", "rows": int((norms > times*found["median"]).sum())},
             "histogram": {"edges": [round(edge, 4) for edge in edges.tolist()], "rows": [int(count) for count in counts]}}
 
-# %% ../nbs/05_extractor.ipynb #90c8e2d8
-def _say_short(rows: int, num_tokens: int, strict: bool) -> None:
+# %% ../nbs/05_extractor.ipynb #103947d5
+def say_short(rows: int, num_tokens: int, strict: bool) -> None:
     "Says when the corpus ended before enough rows were found."
     if rows >= num_tokens: return
     if not rows: raise InputError("the corpus gave no text at all: is it empty, or is all of it held out? corpus.everything() leaves nothing out")

@@ -13,36 +13,52 @@ from .config import InputError, TrainConfig
 from .sae import JumpReLUSAE, fold_scale
 
 # %% auto #0
-__all__ = ['Rows', 'choose_rows', 'Normalizer']
+__all__ = ['VALIDATED', 'Rows', 'spread', 'choose_rows', 'Normalizer']
 
-# %% ../nbs/08_rows.ipynb #bd7e88c5
+# %% ../nbs/08_rows.ipynb #fe69f807
 @dataclass(frozen=True)
 class Rows:
     "Which rows of a store are used for what."
     train: np.ndarray       # indices; sinks among them are skipped when their batch comes
     validation: np.ndarray  # indices
-    fine: np.ndarray        # for each row of the store whether it is none of the sinks
+    norms: np.ndarray       # of all rows of the store; NaN for one that has not been computed yet
     scale: float            # root mean square of the training rows, per element
     norm_limit: float       # rows longer than this are attention sinks
 
     @property
-    def sinks(self) -> int: return int((~self.fine).sum())
+    def sinks(self) -> int: return int((self.norms > self.norm_limit).sum())
 
-# %% ../nbs/08_rows.ipynb #fa12ecee
+    def fine(self, indices: np.ndarray) -> np.ndarray:
+        "Those of the given rows that are known to be no sinks."
+        return indices[self.norms[indices] <= self.norm_limit]
+
+# %% ../nbs/08_rows.ipynb #45bf39ca
+VALIDATED = 50_000   # validation rows that are measured on, at most
+
+def spread(rows: np.ndarray, count: int, run: int = 512) -> np.ndarray:
+    "About `count` of the rows, in runs of neighbours that are spread over all of them."
+    if len(rows) <= count: return rows
+    begins = np.linspace(0, len(rows) - run, max(1, count//run)).astype(np.int64)
+    return rows[np.unique((begins[:, None] + np.arange(run)).ravel())]
+
+# %% ../nbs/08_rows.ipynb #ca1c3fe4
 def choose_rows(store: ActivationStore, config: TrainConfig) -> Rows:
     "Training and validation rows of a store, and the one number that normalises them."
-    norms = store.norms
+    held = store.in_validation(config.validation)
+    train, validation = np.flatnonzero(~held), np.flatnonzero(held)
+    store.prepare(np.concatenate([validation[:VALIDATED], spread(train, max(16_384, 4*store.d_model))]), keep=True)
+    known = store.measured()
+    norms = store.norms[known]
     if not np.isfinite(norms).all(): raise InputError(f"{store.path}: layer {store.layer} has {int((~np.isfinite(norms)).sum())} rows that are NaN or infinite; extract it again")
     if not norms.any(): raise InputError(f"{store.path}: all rows are zero; extract layer {store.layer} again")
     limit = float(config.sink_norm*np.median(norms[norms > 0]))
-    fine, held = norms <= limit, store.in_validation(config.validation)
-    train = np.flatnonzero(~held)
+    fine, held = norms <= limit, held[known]
     if len(train) < config.batch_size:
         raise InputError(f"{store.path} has {len(train):,} rows to train on, fewer than one batch of {config.batch_size}; extract more tokens or lower batch_size")
     for kind, count in (("train on", (fine & ~held).sum()), ("validate on", (fine & held).sum())):
         if count < 2: raise InputError(f"{store.path} has {count} rows to {kind} that are no attention sinks; extract more tokens, or raise sink_norm")
     scale = float(np.sqrt(np.mean(norms[fine & ~held].astype(np.float64)**2)/store.d_model))
-    return Rows(train, np.flatnonzero(held), fine, scale, limit)
+    return Rows(train, validation, store.norms, scale, limit)
 
 # %% ../nbs/08_rows.ipynb #8292df1e
 @dataclass(frozen=True)

@@ -73,12 +73,12 @@ def forget(folder: str | Path, name: str) -> None:
     for path in [*folder.glob(f"{name}-{'[0-9]'*10}.*"), *folder.glob(f".{name}-*.tmp")]: path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
 
-# %% ../nbs/08_storage.ipynb #116568c5
+# %% ../nbs/08_storage.ipynb #09530ece
 def identity(trainer: Any) -> dict[str, Any]:
     "What must agree for a run to go on from a snapshot, as plain values."
     from sae_analysis import __version__
     store = trainer.store
-    data = {"layer": store.layer, "rows": len(store), "norms": hashlib.blake2b(np.ascontiguousarray(store.norms).tobytes(), digest_size=8).hexdigest()}
+    data = {"layer": store.layer, "rows": len(store), "norms": store.digest}
     settings = {key: value for key, value in asdict(trainer.config).items() if not key.startswith("target_")}   # those of the checklist change nothing
     found = {"sae": asdict(trainer.stepper.sae.config), "sae_training": settings, "data": data,
              "run": {"version": __version__, "processes": trainer.processes.world, "device": trainer.device.split(":")[0]}}
