@@ -36,8 +36,12 @@ def flags(description: str, **more: str) -> argparse.Namespace:
 
 
 def device_name() -> str:
+    "The GPU's name, or the number of processor cores and the widest instructions that torch's products can use on them."
     import torch
-    return torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else f"cpu-{os.cpu_count()}"
+    if torch.cuda.is_available(): return torch.cuda.get_device_name().lower().replace(" ", "-")
+    kinds = ("amx_tile", "avx512_bf16", "avx512", "avx2")
+    widest = next((kind for kind in kinds if getattr(torch.cpu, f"_is_{kind}_supported", lambda: False)()), platform.machine())
+    return f"cpu-{os.cpu_count()}-{widest}"
 
 
 def processor() -> str:

@@ -41,14 +41,15 @@ def contest(raw: torch.Tensor, d_hidden: int, settle: int, rounds: int, device: 
     stepper, l0 = settled(low, low[:8192], d_hidden, settle, device)
     common = dict(d_model=D_MODEL, d_hidden=d_hidden, l0=L0, steps=1000, lr=1e-3, device=device)
     peers = {"dictionary_learning JumpReLU": DictionaryLearning("jumprelu", **common), "dictionary_learning BatchTopK": DictionaryLearning("batchtopk", **common),
-             "SAELens JumpReLU": SAELens(batch=BATCH, **common), "SAELens JumpReLU, autocast": SAELens(batch=BATCH, autocast=True, **common)}
+             "SAELens JumpReLU": SAELens(batch=BATCH, **common)}
+    if compute_dtype(device) == torch.bfloat16: peers["SAELens JumpReLU, autocast"] = SAELens(batch=BATCH, autocast=True, **common)   # elsewhere bf16 is many times slower
     turn = iter(range(10**9))
     def batch(rows: torch.Tensor) -> torch.Tensor: return rows[(next(turn)*BATCH) % (len(rows) - BATCH):][:BATCH]
     works = {"ours": lambda: stepper.step(batch(low)), "ours, normalising included": lambda: stepper.step(normalizer.apply(batch(raw), stepper.dtype)),
              **{name: (lambda peer=peer: peer.step(batch(full))) for name, peer in peers.items()}}
     seconds = alternate(works, rounds, warmup=2)
     x, W = raw[:BATCH], torch.randn(d_hidden, D_MODEL, device=device)
-    product = {str(dtype)[6:]: median_seconds(lambda: x.to(dtype) @ W_low.T, 3) for dtype in (torch.float32, torch.bfloat16) for W_low in [W.to(dtype)]}
+    product = {str(dtype)[6:]: median_seconds(lambda: x.to(dtype) @ W_low.T, 3) for dtype in {torch.float32, compute_dtype(device)} for W_low in [W.to(dtype)]}
     table = [{"d_hidden": d_hidden, "trainer": name, "ms a step": 1000*s, "tokens/s": BATCH/s, "times slower than ours": s/seconds["ours"]} for name, s in seconds.items()]
     return table, {"l0": l0, "sparse": stepper.sparse, "near": stepper.facts["near"], "encoder product (ms)": {k: 1000*v for k, v in product.items()},
                    "share of our step that is one encoder product": product[str(stepper.dtype)[6:]]/seconds["ours"],
@@ -60,7 +61,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, table, figures, goals = activations(30_000 if a.quick else 120_000, device), [], {}, []
     for d_hidden, goal in {1024: 0.0}.items() if a.quick else GOALS.items():
-        entries, figures[str(d_hidden)] = contest(rows, d_hidden, 20 if a.quick else 200 if d_hidden < 10_000 else 80, 2 if a.quick else 9 if d_hidden < 10_000 else 3, device)
+        entries, figures[str(d_hidden)] = contest(rows, d_hidden, 20 if a.quick else 200, 2 if a.quick else 9 if d_hidden < 10_000 else 3, device)
         table += entries
         slower = {entry["trainer"]: entry["times slower than ours"] for entry in entries}
         if not a.quick:

@@ -64,7 +64,7 @@ class SAEConfig:
             raise InputError(f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden = {self.d_hidden} latents; "
                              "choose a target between 1 and d_hidden")
 
-# %% ../nbs/00_config.ipynb #aa98763e
+# %% ../nbs/00_config.ipynb #7c212d5b
 @dataclass(frozen=True)
 class TrainConfig:
     "How it is trained, and what the result is compared with."
@@ -76,6 +76,7 @@ class TrainConfig:
     target_recon_loss: float = 0.01   # checklist: mean squared error in normalised units
     target_sparsity_min: float = 50   # checklist: active latents per token, at least
     target_sparsity_max: float = 100  # checklist: active latents per token, at most
+    l0_at_start: float = 1.0          # target L0 at the first step, as a multiple of `target_l0`, to which it falls over four fifths of the steps
     warmup: float = 0.1               # share of the steps over which the learning rate rises
     decay: float = 0.3                # share of the steps over which it falls to zero at the end
     validation: float = 0.05          # share of the documents kept for validation
@@ -87,6 +88,7 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm", "shuffle_rows", "patience"):
             if getattr(self, name) is not None and getattr(self, name) <= 0: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it must be greater than 0")
+        if self.l0_at_start < 1: raise InputError(f"sae_training.l0_at_start is {self.l0_at_start}; it is a multiple of target_l0, so it must be at least 1")
         if self.sink_norm < 1: raise InputError(f"sae_training.sink_norm is {self.sink_norm}; rows longer than this many times the median are left out, so it must be at least 1")
         for name in ("warmup", "decay", "validation"):
             if not 0 <= getattr(self, name) < 1: raise InputError(f"sae_training.{name} is {getattr(self, name)}; it is a share from 0 to below 1")

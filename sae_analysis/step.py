@@ -14,19 +14,21 @@ from .gradients import Scratch, Sums, dense_pass, revive, sparse_pass, threshold
 from .sae import JumpReLUSAE
 
 # %% auto #0
-__all__ = ['threshold_shift', 'initial_sae', 'default_learning_rate', 'compute_dtype', 'Step', 'Stepper', 'stepper_state',
-           'restore']
+__all__ = ['threshold_shift', 'initial_sae', 'start_ratio', 'default_learning_rate', 'compute_dtype', 'Step', 'Stepper',
+           'stepper_state', 'restore']
 
 # %% ../nbs/08_step.ipynb #1b848b95
 def threshold_shift(l0: float, target: float, window: float, damping: float = 0.1, most: float = 0.1) -> float:
     "How far to move all thresholds, given how L0 answers to it (`window`: entries per token and unit of z)."
     return min(max(damping*(l0 - target)/max(window, 1e-6), -most), most)
 
-# %% ../nbs/08_step.ipynb #0698468c
+# %% ../nbs/08_step.ipynb #35aba069
 @torch.no_grad()
 def initial_sae(sample: Tensor,  # [rows, d_model] normalised rows
-                config: SAEConfig, seed: int) -> JumpReLUSAE:
-    "Random unit encoder columns, decoder rows along them at half their size, the decoder's bias the mean, thresholds at the target."
+                config: SAEConfig, seed: int,
+                l0: float | None = None   # active latents to start with; None: the target
+                ) -> JumpReLUSAE:
+    "Random unit encoder columns, decoder rows along them at half their size, the decoder's bias the mean, thresholds at that L0."
     generator = torch.Generator().manual_seed(seed)
     sae = JumpReLUSAE(config)
     direction = torch.nn.functional.normalize(torch.randn(config.d_hidden, config.d_model, generator=generator), dim=1)
@@ -36,17 +38,22 @@ def initial_sae(sample: Tensor,  # [rows, d_model] normalised rows
     sae.b_enc.copy_(-sae.b_dec @ sae.W_enc)
     if config.target_l0 is not None:
         z = sae.preactivations(sample[:max(1, 2**25//config.d_hidden)]).flatten()
-        threshold = z.kthvalue(max(1, round(len(z)*(1 - config.target_l0/config.d_hidden)))).values.item()
+        threshold = z.kthvalue(max(1, round(len(z)*(1 - min(l0 or config.target_l0, config.d_hidden)/config.d_hidden)))).values.item()
         if threshold < 0: log.warning("target_l0 %g is out of reach: thresholds are never negative, and at 0 about %.0f of the %d latents are active; lower target_l0 or raise d_hidden",
                                       config.target_l0, (z > 0).float().mean().item()*config.d_hidden, config.d_hidden)
         sae.threshold.fill_(max(0.0, threshold))
     return sae
 
-# %% ../nbs/08_step.ipynb #d3c5a587
+# %% ../nbs/08_step.ipynb #d2cd84aa
+def start_ratio(sae_config: SAEConfig, config: TrainConfig) -> float:
+    "How many times `target_l0` training starts with: what was asked for, but at most half of the latents."
+    return max(1.0, min(config.l0_at_start, 0.5*sae_config.d_hidden/(sae_config.target_l0 or sae_config.d_hidden)))
+
+# %% ../nbs/08_step.ipynb #e98f70e4
 def default_learning_rate(config: SAEConfig, batch_size: int, steps: int) -> float:
     "The learning rate that `TrainConfig.learning_rate=None` stands for."
     seen = batch_size*(config.target_l0 or 50)/config.d_hidden   # rows of a batch on which a latent is active
-    return 0.014*(seen/75)**0.4*math.sqrt(256/config.d_model)*min(1.0, 300/max(1, steps))**0.25
+    return 0.014*(seen/75)**0.4*math.sqrt(256/config.d_model)*min(1.0, 300/max(1, steps))**0.5
 
 # %% ../nbs/08_step.ipynb #726ac248
 def compute_dtype(device: str) -> torch.dtype:
@@ -64,7 +71,7 @@ class Step:
     window: float   # entries inside the threshold windows, per token and unit of z: how L0 answers to a shift of all thresholds
     price: float    # what an active latent is worth at the threshold, in squared error: where d loss / d(shift of all t) is zero
 
-# %% ../nbs/08_step.ipynb #1ef3585a
+# %% ../nbs/08_step.ipynb #f7a426ee
 class Stepper:
     "Takes training steps on one SAE that reads normalised activations."
 
@@ -72,7 +79,7 @@ class Stepper:
         self.sae, self.config, self.steps, self.reduce = sae, config, steps, reduce   # reduce(sums): adds the sums of other processes
         self.device, self.dtype = sae.W_enc.device, compute_dtype(sae.W_enc.device.type)
         self.rate = config.learning_rate or default_learning_rate(sae.config, config.batch_size, steps)
-        self.dead_after = max(60*sae.config.d_hidden/(sae.config.target_l0 or 50), 0.01*steps*config.batch_size)
+        self.dead_after = max(60*sae.config.d_hidden/(sae.config.target_l0 or 50), 0.002*steps*config.batch_size)
         sae.W_enc.data = sae.W_enc.data.T.contiguous().T   # latent by latent in memory, as its gradient comes
         self.low = Scratch(sae, self.dtype)
         self.silent = torch.zeros(sae.config.d_hidden, device=self.device)   # tokens since each latent was last active
@@ -95,6 +102,12 @@ class Stepper:
         return self.rate*min(1.0, (at + 1)/max(1, c.warmup*self.steps), (self.steps - at)/max(1, c.decay*self.steps))
 
     @property
+    def target(self) -> float:
+        "The L0 that is steered to at this step."
+        c = self.sae.config
+        return c.target_l0*start_ratio(c, self.config)**max(0.0, 1 - self.count/(0.8*self.steps))
+
+    @property
     def sparse(self) -> bool:
         "Whether the sparse way is taken, decided by how many entries the last step found near."
         return self.device.type == "cpu" and self.facts["near"] < 0.1*self.sae.config.d_hidden
@@ -112,7 +125,7 @@ class Stepper:
         if sae.config.target_l0 is not None: self.facts["price"] = worth if self.facts["price"] is None else 0.9*self.facts["price"] + 0.1*worth
         self._descend(sums, elements)
         l0, window = sums.active.sum().item()/sums.rows, inside/(sums.rows*sae.config.bandwidth)
-        if sae.config.target_l0 is not None: sae.threshold += threshold_shift(l0, sae.config.target_l0, window)
+        if sae.config.target_l0 is not None: sae.threshold += threshold_shift(l0, self.target, window)
         sae.threshold.clamp_(min=0)
         self.low.refresh(sae)
         self.silent = torch.where(sums.active > 0, 0, self.silent + sums.rows)
