@@ -332,19 +332,23 @@ def _demo_report(out: Path, a: argparse.Namespace, quality: Any, history: dict[s
     if not targets.met.all(): print("\nA loss below 0.01 at 50 to 100 active features would mean rebuilding 99% of the stream from them; no SAE of this size does. We keep the sparsity.")
     print(f"\nOpen {out/'report.html'} in a browser.")
 
-# %% ../nbs/13_cli.ipynb #9b74ed27
+# %% ../nbs/13_cli.ipynb #7c85e92f
 def store_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="sae_analysis store", description="What lies in a folder of activations, and whether it is whole.")
-    p.add_argument("action", choices=("info", "verify"), help="info: rows, dtype, disk use, norms of each layer; verify: compare all checksums")
+    p.add_argument("action", choices=("info", "verify", "pt"), help="info: rows, dtype, disk use, norms of each layer; verify: compare all checksums; pt: write each layer as the guide's layer_{L}_states.pt beside it")
     p.add_argument("path", help="the folder of a run, such as data/cache/hidden_states, or of one layer")
     p.add_argument("--json", action="store_true", help="info: print the manifests instead")
     return p
 
 def _store(a: argparse.Namespace) -> None:
-    from sae_analysis.stores import damage, inventory, shard_folders
+    from sae_analysis.activations import open_store
+    from sae_analysis.stores import damage, inventory, shard_folders, write_pt
     if a.action == "verify":
         if wrong := damage(a.path): raise InputError("\n  ".join([f"{len(wrong)} files are damaged; delete their layer's folder and extract it again", *wrong]))
         print(f"{sum(len(folder.shards) for folder in shard_folders(a.path))} shards are whole")
+    elif a.action == "pt":
+        for folder in shard_folders(a.path):
+            if "layer" in folder.manifest: print(write_pt(open_store(folder.path), folder.path.with_suffix(".pt")))
     elif a.json: print(json.dumps({str(folder.path): folder.manifest for folder in shard_folders(a.path)}, indent=1))
     else: print(inventory(a.path).to_string(index=False, na_rep="-"))
 

@@ -25,7 +25,7 @@ def read_history(save_dir: str | Path, layer: int) -> dict[str, Any]:
     except OSError: raise InputError(f"{folder} holds no training of layer {layer}; give the folder that train was given as save_dir") from None
     except json.JSONDecodeError as error: raise InputError(f"{folder}/{name}_history.json is damaged: {error}") from None
 
-# %% ../nbs/09_health.ipynb #4a668e93
+# %% ../nbs/09_health.ipynb #4ec42766
 def findings(h: dict[str, Any]) -> list[tuple[str, str, str, bool, str]]:
     "Check, measured, wanted, whether it is well, and what to do, from a history."
     if not {"rows", "settings", "target_l0", "bandwidth", "curve"} <= h.keys(): raise InputError("this history was written by an older version and does not say what health needs; train again")
@@ -36,11 +36,12 @@ def findings(h: dict[str, Any]) -> list[tuple[str, str, str, bool, str]]:
     last = {key: values[-1] for key, values in h.items() if isinstance(values, list) and values}
     target, losses = h["target_l0"], h["recon_loss"]
     seen = last["explained_variance_with_sinks"] - last["explained_variance"]
-    share = rows["sinks"]/max(1, rows["train"] + rows["validation"])
+    share = rows["sinks"]/max(1, rows["measured"])
+    trained = sum(h["curve"]["l0"][-20:])/max(1, len(h["curve"]["l0"][-20:]))
     spikes, steps = sum(h["spikes"]), max(1, len(losses)*rows["train"]//settings["batch_size"])
     gap, gain = last["recon_loss"]/max(last["train_recon_loss"], 1e-12), 0.0 if len(losses) < 2 else 1 - losses[-1]/losses[-2]
-    found = [("L0", f"{last['l0']:.1f}", "a penalty gives no promise" if target is None else f"{target:g} within 10%", target is None or abs(last["l0"] - target) <= 0.1*target,
-              "leave sae_training.learning_rate unset, or train on more tokens; validation text may also be unlike the training text"),
+    found = [("L0", f"{trained:.1f} in training, {last['l0']:.1f} on validation rows", "a penalty gives no promise" if target is None else f"{target:g} within 10%",
+              target is None or max(abs(trained - target), abs(last["l0"] - target)) <= 0.1*target, "leave sae_training.learning_rate unset, or train on more tokens"),
              ("thresholds whose window sees data", f"{last['window_share']:.0%}", ">= 50%", last["window_share"] >= 0.5, f"raise sae.bandwidth (now {h['bandwidth']:g})"),
              ("dead latents", f"{last['dead']:.1%}", "< 10%", last["dead"] < 0.1, "lower sae_training.learning_rate or sae.d_hidden, or train on more tokens"),
              ("dense latents", f"{last['dense']:.1%}", "<= 20%", last["dense"] <= 0.2, "lower sae.target_l0, or raise sae.d_hidden"),

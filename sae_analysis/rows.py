@@ -15,7 +15,7 @@ from .sae import JumpReLUSAE, fold_scale
 # %% auto #0
 __all__ = ['VALIDATED', 'Rows', 'spread', 'choose_rows', 'Normalizer']
 
-# %% ../nbs/08_rows.ipynb #fe69f807
+# %% ../nbs/08_rows.ipynb #0b68f9a4
 @dataclass(frozen=True)
 class Rows:
     "Which rows of a store are used for what."
@@ -24,9 +24,9 @@ class Rows:
     norms: np.ndarray       # of all rows of the store; NaN for one that has not been computed yet
     scale: float            # root mean square of the training rows, per element
     norm_limit: float       # rows longer than this are attention sinks
-
-    @property
-    def sinks(self) -> int: return int((self.norms > self.norm_limit).sum())
+    sample: np.ndarray      # training rows, none of them sinks, from which coordinates are found
+    measured: int           # rows that were looked at for sinks: all of a store on disk
+    sinks: int              # how many of these are sinks
 
     def fine(self, indices: np.ndarray) -> np.ndarray:
         "Those of the given rows that are known to be no sinks."
@@ -41,13 +41,12 @@ def spread(rows: np.ndarray, count: int, run: int = 512) -> np.ndarray:
     begins = np.linspace(0, len(rows) - run, max(1, count//run)).astype(np.int64)
     return rows[np.unique((begins[:, None] + np.arange(run)).ravel())]
 
-# %% ../nbs/08_rows.ipynb #ca1c3fe4
+# %% ../nbs/08_rows.ipynb #3efbee22
 def choose_rows(store: ActivationStore, config: TrainConfig) -> Rows:
     "Training and validation rows of a store, and the one number that normalises them."
     held = store.in_validation(config.validation)
     train, validation = np.flatnonzero(~held), np.flatnonzero(held)
-    store.prepare(np.concatenate([validation[:VALIDATED], spread(train, max(16_384, 4*store.d_model))]), keep=True)
-    known = store.measured()
+    known = store.measure(np.concatenate([validation[:VALIDATED], spread(train, max(16_384, 4*store.d_model))]))
     norms = store.norms[known]
     if not np.isfinite(norms).all(): raise InputError(f"{store.path}: layer {store.layer} has {int((~np.isfinite(norms)).sum())} rows that are NaN or infinite; extract it again")
     if not norms.any(): raise InputError(f"{store.path}: all rows are zero; extract layer {store.layer} again")
@@ -58,7 +57,7 @@ def choose_rows(store: ActivationStore, config: TrainConfig) -> Rows:
     for kind, count in (("train on", (fine & ~held).sum()), ("validate on", (fine & held).sum())):
         if count < 2: raise InputError(f"{store.path} has {count} rows to {kind} that are no attention sinks; extract more tokens, or raise sink_norm")
     scale = float(np.sqrt(np.mean(norms[fine & ~held].astype(np.float64)**2)/store.d_model))
-    return Rows(train, validation, store.norms, scale, limit)
+    return Rows(train, validation, store.norms, scale, limit, known[fine & ~held], len(known), int((~fine).sum()))
 
 # %% ../nbs/08_rows.ipynb #8292df1e
 @dataclass(frozen=True)

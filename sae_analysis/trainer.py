@@ -51,7 +51,7 @@ def settle(sae: JumpReLUSAE, x: Tensor) -> float:
     sae.threshold.copy_((sae.threshold + (low + high)/2).clamp(min=0))
     return (z > sae.threshold).sum().item()/len(x)
 
-# %% ../nbs/08_trainer.ipynb #6454be42
+# %% ../nbs/08_trainer.ipynb #d1975296
 class Trainer:
     "Trains one SAE on one layer's store."
 
@@ -61,8 +61,7 @@ class Trainer:
         self.store, self.config, self.device, self.processes = store, config, pick_device(device), processes
         self.rows = choose_rows(store, config)
         self.per_epoch = len(self.rows.train)//config.batch_size
-        fine = self.rows.fine(self.rows.train)
-        sample = store.rows(np.sort(np.random.default_rng(config.seed).permutation(fine)[:max(16_384, 4*store.d_model)])).float()
+        sample = store.rows(np.sort(np.random.default_rng(config.seed).permutation(self.rows.sample)[:max(16_384, 4*store.d_model)])).float()
         self.normalizer = Normalizer.of(sample, self.rows.scale).to(self.device)
         reduce = None if processes.world == 1 else lambda sums: add_over(processes, sums)
         begin_l0 = None if sae_config.target_l0 is None else sae_config.target_l0*start_ratio(sae_config, config)
@@ -77,7 +76,7 @@ class Trainer:
         "What the run is, for its history."
         sae = self.stepper.sae.config
         return {"settings": asdict(self.config), "target_l0": sae.target_l0, "bandwidth": sae.bandwidth,
-                "rows": {"train": len(self.rows.train), "validation": len(self.rows.validation), "sinks": self.rows.sinks}}
+                "rows": {"train": len(self.rows.train), "validation": len(self.rows.validation), "measured": self.rows.measured, "sinks": self.rows.sinks}}
 
     @property
     def name(self) -> str: return f"sae_layer_{self.store.layer if self.store.layer is not None else 'unknown'}"
@@ -95,7 +94,7 @@ class Trainer:
         "Trains from where it is to the end, and yields after each step the rows that it took."
         while not self.stopped:
             begin = self.stepper.count % self.per_epoch
-            for i, indices in enumerate(batch_indices(self.rows.train, self.config.batch_size, self.config.seed, self.epoch, self.config.shuffle_rows, self.store.prepare)):
+            for i, indices in enumerate(batch_indices(self.rows.train, self.config.batch_size, self.config.seed, self.epoch, self.config.shuffle_rows, self.store.announce)):
                 if i < begin: continue
                 self.learn(indices)
                 if self.stepper.count % self.per_epoch == 0: self.end_epoch()
@@ -220,12 +219,13 @@ def train_saes(stores: dict[int, Any] | Sequence[Any],     # one per layer: acti
         runs |= _walk(waiting, bar, [*([watch] if watch else []), *([board(tensorboard)] if tensorboard and processes.first else [])])
     return {store.layer: runs[store.layer] for store in chosen}
 
-# %% ../nbs/08_trainer.ipynb #9e25c9e7
+# %% ../nbs/08_trainer.ipynb #7839a80d
 def _walk(waiting: list[RunFiles], bar: Any, watchers: list[Callable[[dict[str, Any]], None]], every: float = 2.0) -> dict[int | None, TrainRun]:
     "Takes steps of all trainers in turn until all are done; one that fails lets the others come to their end first."
     walking, watched, runs, failed = [(files, files.trainer.run()) for files in waiting], time.monotonic(), {}, []
     while walking:
-        for files, steps in list(walking):
+        least = min(files.trainer.stepper.count for files, _ in walking)   # after a kill one layer may be ahead of another: they read the same rows, so it waits
+        for files, steps in [pair for pair in walking if pair[0].trainer.stepper.count == least]:
             layer, trainer = files.trainer.store.layer, files.trainer
             try: rows = next(steps, None)
             except InputError as error: failed.append(error); walking.remove((files, steps)); continue
