@@ -12,7 +12,7 @@ from harness import Goal, flags, report
 
 D_MODEL, FEATURES, D_HIDDEN, BATCH = 128, 512, 768, 1024
 MIXES = {"3 at a time": (0.8, 9), "9 at a time": (3.0, 30)}   # a feature's frequency is a/(rank + b): 8% down to 0.15%, or 10% down to 0.6%
-RATES = {"ours": (None,), "ours, falling target": (None,), "dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (3e-3, 6e-3, 1.2e-2), "SAELens JumpReLU": (3e-3, 6e-3, 1.2e-2)}
+RATES = {"ours": (None,), "ours, falling target": (None,), "dictionary_learning JumpReLU": (3e-3, 6e-3, 1.2e-2), "dictionary_learning BatchTopK": (3e-3, 6e-3, 1.2e-2), "SAELens JumpReLU": (4.5e-3, 6e-3, 1.2e-2)}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ def main() -> None:
     a = flags(__doc__)
     rows, seeds = (60_000, (0,)) if a.quick else (400_000, (0, 1, 2))
     jobs = [(mix, trainer, rate, seed, rows) for mix in MIXES for trainer, rates in RATES.items() for rate, seed in product(rates[1:2] if a.quick and rates[0] else rates, seeds)]
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool: runs = pd.DataFrame(pool.map(measure, *zip(*jobs)))
+    found = []
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        for run in pool.map(measure, *zip(*jobs)):
+            found.append(run)
+            print(f"{len(found)}/{len(jobs)}: {run['mix']}, {run['trainer']}, mean max cosine {run['mean max cosine']:.3f}", flush=True)
+    runs = pd.DataFrame(found)
     grouped = runs.drop(columns="seed").groupby(["mix", "trainer", "learning rate"], sort=False, dropna=False)
     table = grouped.mean().join(grouped[["recall (> 0.9)", "mean max cosine"]].std(ddof=0).add_suffix(" std")).reset_index()
     report("ground_truth", table, {"d_model": D_MODEL, "features": FEATURES, "d_hidden": D_HIDDEN, "batch": BATCH, "rows": rows, "seeds": seeds}, [] if a.quick else goals(table), a)

@@ -13,7 +13,7 @@ import torch
 from harness import Goal, device_name, flags, report
 
 BATCH, D_HIDDEN, TARGETS, SEEDS, LAYERS = 1024, 1024, (32, 75, 128), (0, 1, 2), (1, 2)
-PEERS = {"dictionary_learning JumpReLU": (1e-3, 3e-3, 6e-3), "dictionary_learning BatchTopK": (3e-3, 6e-3, 1.2e-2), "SAELens JumpReLU": (3e-3, 6e-3, 1.2e-2)}   # learning rates tried
+PEERS = {"dictionary_learning JumpReLU": (2e-3, 4e-3, 8e-3), "dictionary_learning BatchTopK": (6e-3, 1.2e-2, 2.4e-2), "SAELens JumpReLU": (3e-3, 6e-3, 1.2e-2)}   # learning rates tried at each target
 FIGURES = ("l0", "fvu", "loss_recovered", "kl", "dead", "dense")
 
 
@@ -110,13 +110,14 @@ def with_progress(results, total: int) -> list[dict]:
     return found
 
 
-def best_rates(pool, base: Job) -> dict[str, float]:
-    "For each peer the learning rate, of those tried, with the lowest FVU on layer 2 at L0 75, among those that come within a tenth of that L0 if any does."
-    jobs = [replace(base, trainer=peer, rate=rate) for peer, rates in PEERS.items() for rate in rates]
+def best_rates(pool, base: Job) -> tuple[dict[tuple[str, int], float], dict[Job, dict]]:
+    "For each peer and target the learning rate, of those tried, with the lowest FVU on layer 2 among those that come within a tenth of that L0 if any does; and what was measured."
+    jobs = [replace(base, trainer=peer, target=target, rate=rate) for peer, rates in PEERS.items() for target in TARGETS for rate in rates]
     found = pd.DataFrame(with_progress(pool.map(measure, jobs), len(jobs)))
     print(found.drop(columns=["layer", "seed"]).to_string(index=False, float_format="%.4g"), flush=True)
     found["off"] = (found.l0/found.target - 1).abs() > 0.1
-    return {peer: float(group.sort_values(["off", "fvu"]).iloc[0]["learning rate"]) for peer, group in found.groupby("trainer")}
+    best = {key: float(group.sort_values(["off", "fvu"]).iloc[0]["learning rate"]) for key, group in found.groupby(["trainer", "target"])}
+    return best, dict(zip(jobs, found.drop(columns="off").to_dict("records")))
 
 
 def goals(summary: pd.DataFrame) -> list[Goal]:
@@ -166,9 +167,11 @@ def main() -> None:
         (Path(folder)/"text").write_text(a.text)
         base = Job(folder, "ours", 2, 75, 0, tokens=40_000 if a.quick else 300_000, heldout=8000 if a.quick else 24_000)
         extract(load_model("pocket"), corpus_of(folder), list(LAYERS), base.tokens, folder)
-        rates = best_rates(pool, base)
-        jobs = [replace(base, trainer=trainer, layer=layer, target=target, seed=seed, rate=rates.get(trainer)) for trainer in ("ours", *PEERS) for layer in LAYERS for target in TARGETS for seed in SEEDS]
-        runs = pd.DataFrame(with_progress(pool.map(measure, jobs), len(jobs)))
+        rates, measured = best_rates(pool, base)
+        jobs = [replace(base, trainer=trainer, layer=layer, target=target, seed=seed, rate=rates.get((trainer, target))) for trainer in ("ours", *PEERS) for layer in LAYERS for target in TARGETS for seed in SEEDS]
+        left = [job for job in jobs if job not in measured]
+        measured |= dict(zip(left, with_progress(pool.map(measure, left), len(left))))
+        runs = pd.DataFrame([measured[job] for job in jobs])
     grouped = runs.groupby(["trainer", "layer", "target"], sort=False)
     summary = grouped[[*FIGURES, "seconds to train"]].mean().join(grouped[list(FIGURES)].std(ddof=0).add_suffix("_std")).reset_index()
     name = "quality" + (f"-{Path(a.text).stem}" if a.text else "")
@@ -176,7 +179,7 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     runs.to_csv(a.out/f"{stem}.csv", index=False)
     plot(summary, a.out/f"{stem}.png")
-    settings = {"batch": BATCH, "d_hidden": D_HIDDEN, "tokens": base.tokens, "seeds": SEEDS, "learning rates of the peers": rates, "text": Path(a.text).name if a.text else "installed documentation", "minutes": (time.time() - begin)/60}
+    settings = {"batch": BATCH, "d_hidden": D_HIDDEN, "tokens": base.tokens, "seeds": SEEDS, "learning rates of the peers": {f"{peer}, L0 {target}": rate for (peer, target), rate in rates.items()}, "text": Path(a.text).name if a.text else "installed documentation", "minutes": (time.time() - begin)/60}
     report(name, summary, settings, [] if a.quick else goals(summary), a)
 
 

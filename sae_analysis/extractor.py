@@ -18,8 +18,8 @@ from .processes import Processes, join_processes
 from .windows import TokenShard, ahead, pack, token_shards
 
 # %% auto #0
-__all__ = ['Folders', 'Reader', 'stored', 'shard_windows', 'run_facts', 'extract', 'missing_bytes', 'free_bytes', 'free_memory',
-           'layer_folder', 'lacks', 'norm_summary', 'say_short', 'HiddenStateExtractor']
+__all__ = ['Folders', 'Reader', 'stored', 'shard_windows', 'run_facts', 'extract', 'layer_folder', 'lacks', 'missing_bytes',
+           'free_bytes', 'free_memory', 'norm_summary', 'say_short', 'HiddenStateExtractor']
 
 # %% ../nbs/05_extractor.ipynb #d6d3eb78
 class Reader:
@@ -114,22 +114,6 @@ def extract(model: LanguageModel,
     say_short(min((len(stores[layer]) if layer in stores else 0) for layer in layers), num_tokens, strict)
     return stores
 
-# %% ../nbs/05_extractor.ipynb #3a543c9e
-def missing_bytes(folders: Folders, num_tokens: int, d_model: int, dtype: torch.dtype) -> int:
-    "What a run will still write for its layers, if the corpus is long enough: rows, and their norms in fp32."
-    rows = sum(max(0, num_tokens - folder.rows - sum(note["rows"] for note in folder.noted.values())) for layer, folder in folders.items() if layer is not None and lacks(folder, num_tokens))
-    return rows*(d_model*dtype.itemsize + 4)
-
-def free_bytes(path: str | Path) -> int:
-    "What is free on the disk of `path`, which need not exist yet."
-    place = Path(path).absolute()
-    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
-
-def free_memory() -> int | None:
-    "Bytes of main memory that can still be had; None where the system does not say."
-    try: return next(int(line.split()[1])*1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
-    except (OSError, StopIteration): return None
-
 # %% ../nbs/05_extractor.ipynb #9a3ae2b0
 Folders = dict[int | None, ShardFolder]   # by layer; None is the token table
 
@@ -149,6 +133,22 @@ def _open_folders(out: Path, layers: Sequence[int], facts: dict[str, Any], num_t
         folder.join()
         if lacks(folder, num_tokens): folder.drop_partial()
     return folders
+
+# %% ../nbs/05_extractor.ipynb #3a543c9e
+def missing_bytes(folders: Folders, num_tokens: int, d_model: int, dtype: torch.dtype) -> int:
+    "What a run will still write for its layers, if the corpus is long enough: rows, and their norms in fp32."
+    rows = sum(max(0, num_tokens - folder.rows - sum(note["rows"] for note in folder.noted.values())) for layer, folder in folders.items() if layer is not None and lacks(folder, num_tokens))
+    return rows*(d_model*dtype.itemsize + 4)
+
+def free_bytes(path: str | Path) -> int:
+    "What is free on the disk of `path`, which need not exist yet."
+    place = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+
+def free_memory() -> int | None:
+    "Bytes of main memory that can still be had; None where the system does not say."
+    try: return next(int(line.split()[1])*1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    except (OSError, StopIteration): return None
 
 # %% ../nbs/05_extractor.ipynb #86630829
 def _write(model: LanguageModel, corpus: Any, context: int, num_tokens: int, reader: Reader, folders: Folders, processes: Processes) -> None:
