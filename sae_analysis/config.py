@@ -176,10 +176,11 @@ def hash_unit(text: str) -> float:
 class DiskFull(InputError):
     "There is no room for what was to be written."
 
-# %% ../nbs/00_config.ipynb #eae223dd
+# %% ../nbs/00_config.ipynb #d8c8855e
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "Gives a temporary path; when the block ends well, what was written there is moved to `path` in one step."
+    if hasattr(path, "fs"): yield from _upload(path); return   # a place far away
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -194,21 +195,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_config.ipynb #916a1127
+# %% ../nbs/00_config.ipynb #5abcd775
+def _upload(path: Any) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield (temporary := Path(folder)/path.name)
+        path.fs.put_file(str(temporary), path.path)
+
+# %% ../nbs/00_config.ipynb #c3005a50
 def write_text(path: str | Path, text: str) -> Path:
     "Writes `text` to `path` as UTF-8, whole or not at all."
     with atomic_path(path) as temporary: temporary.write_text(text, encoding="utf-8")
-    return Path(path)
+    return Path(path) if isinstance(path, str) else path
 
 # %% ../nbs/00_config.ipynb #5979332d
 def write_json(path: str | Path, value: Any) -> Path:
     "Writes `value` as indented JSON, whole or not at all; NaN and infinity, which JSON lacks, are refused."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/00_config.ipynb #94e17f6b
+# %% ../nbs/00_config.ipynb #18465c4c
 def sha256(path: str | Path) -> str:
     "The SHA-256 of a file's bytes, in hexadecimal."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    with (Path(path) if isinstance(path, str) else path).open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
 
 # %% ../nbs/00_config.ipynb #016a1dbe
 def read_pt(path: str | Path, what: str, device: str = "cpu", mmap: bool = False) -> Any:
