@@ -65,7 +65,7 @@ class Ways:
         return count
 
     def saelens(self, tokens: int) -> int:
-        "SAELens's activation store: packed windows, all hooks in one pass of TransformerLens's model."
+        "SAELens's activation store: windows packed and tokenised beforehand, all hooks in one pass of TransformerLens's bridge to the same model."
         if not hasattr(self, "store"): self.store = self._store()
         count = 0
         while count < tokens:
@@ -76,12 +76,14 @@ class Ways:
     def _store(self):
         from datasets import Dataset
         from sae_lens.training.activations_store import ActivationsStore
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-        c = self.model.model.config
-        lens = HookedTransformer(HookedTransformerConfig(n_layers=c.n_layer, d_model=c.n_embd, n_ctx=CONTEXT, d_head=c.n_embd//c.n_head, n_heads=c.n_head, d_vocab=c.vocab_size, act_fn="gelu_new",
-                                                         normalization_type="LN", device=str(self.model.device)), tokenizer=self.model.tokenizer)
-        hooks = {f"blocks.{layer}.hook_resid_post": c.n_embd for layer in self.layers}
-        return ActivationsStore.from_config_multi_hook(lens, dataset=Dataset.from_dict({"text": self.texts}), hook_names=list(hooks), hook_d_ins=hooks, streaming=False, context_size=CONTEXT,
+        from transformer_lens.model_bridge import TransformerBridge
+        from sae_analysis.windows import pack
+        self.model.model.save_pretrained(f"{self.folder}/model")
+        self.model.tokenizer.save_pretrained(f"{self.folder}/model")
+        lens = TransformerBridge.boot_transformers(f"{self.folder}/model", tokenizer=self.model.tokenizer, device=str(self.model.device))
+        hooks = {f"blocks.{layer}.hook_out": self.model.d_model for layer in self.layers}
+        windows = Dataset.from_dict({"input_ids": [window.input_ids for window in pack(self.texts, self.model.tokenizer, CONTEXT)]})
+        return ActivationsStore.from_config_multi_hook(lens, dataset=windows, hook_names=list(hooks), hook_d_ins=hooks, streaming=False, context_size=CONTEXT,
                                                        store_batch_size_prompts=BATCH, prepend_bos=False, device=self.model.device)
 
     def ours(self, tokens: int) -> int:
