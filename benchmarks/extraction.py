@@ -1,22 +1,27 @@
 """Activations of all layers of a GPT-2-small shape (random weights serve for timing) on real text: ours against the guide's way, one padded pass, and SAELens."""
-import subprocess, sys, tempfile, time
+import random, subprocess, sys, tempfile, time
 from itertools import islice
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import torch
 from harness import Goal, flags, median_seconds, report
+from sae_analysis.models import fuse_gelu
 from sae_analysis.step import compute_dtype
 
 CONTEXT, BATCH = 512, 8
 
 
 def texts_of(path: str) -> list[str]:
+    "Two thousand documents or so, in random order, so that a few batches have lengths like those of all."
     from sae_analysis.loaders import DocsCorpus, TextCorpus
-    return [document.text for document in islice(TextCorpus(path) if path else DocsCorpus(), 2000)]
+    texts = [document.text for document in islice(TextCorpus(path) if path else DocsCorpus(), 20_000)]
+    random.Random(0).shuffle(texts)
+    return texts[:2000]
 
 
 def gpt2(device: str, quick: bool):
-    "A GPT-2 with random weights and the pocket model's tokenizer, in fp32."
+    "A GPT-2 with random weights and the pocket model's tokenizer, in fp32, as transformers makes it."
     from transformers import GPT2Config, GPT2LMHeadModel
     from sae_analysis.models import LanguageModel, load_model
     torch.manual_seed(0)
@@ -27,8 +32,8 @@ def gpt2(device: str, quick: bool):
 class Ways:
     "The ways to get every layer's activations of the first `tokens` tokens or so; each returns how many tokens it read."
 
-    def __init__(self, model, texts: list[str], folder: str):
-        self.model, self.texts, self.folder, self.runs = model, texts, folder, 0
+    def __init__(self, model, own, texts: list[str], folder: str):
+        self.model, self.own, self.texts, self.folder, self.runs = model, own, texts, folder, 0   # `own` is the same model as `load_model` gives it
         self.layers = list(range(model.n_layers))
         if model.tokenizer.pad_token is None: model.tokenizer.pad_token = model.tokenizer.eos_token
 
@@ -90,13 +95,19 @@ class Ways:
         "`extract`, to the last byte on disk."
         from sae_analysis.extractor import extract
         self.runs += 1
-        stores = extract(self.model, self.texts, self.layers, tokens, f"{self.folder}/{self.runs}", BATCH, CONTEXT)
+        stores = extract(self.own, self.texts, self.layers, tokens, f"{self.folder}/{self.runs}", BATCH, CONTEXT)
         return len(stores[0])
 
     def ours_bf16(self, tokens: int) -> int:
-        self.model.model.to(torch.bfloat16)
+        "`extract` from the model in bf16."
+        self.own.model.to(torch.bfloat16)
         try: return self.ours(tokens)
-        finally: self.model.model.to(torch.float32)
+        finally: self.own.model.to(torch.float32)
+
+    def padding(self) -> float:
+        "Positions that a padded batch has for each token."
+        batches = list(self.padded(2**62))
+        return sum(ids.numel() for ids, mask in batches)/sum(int(mask.sum()) for ids, mask in batches)
 
 
 def speeds(ways: Ways, sizes: dict[str, int], rounds: int) -> pd.DataFrame:
@@ -134,7 +145,7 @@ def accuracy(folder: str, tokens: int) -> dict[str, float]:
     stores = {str(dtype)[6:]: extract(load_model("pocket", "cpu", dtype), DocsCorpus(), [0, 2], tokens, f"{folder}/{dtype}", dtype=torch.float32) for dtype in (torch.float32, torch.bfloat16)}
     truth, found = stores["float32"], {}
     for layer in truth:
-        a, b = (torch.cat(stores[kind][layer].parts)[:50_000].float() for kind in ("float32", "bfloat16"))
+        a, b = (stores[kind][layer].rows(np.arange(min(tokens, 50_000))).float() for kind in ("float32", "bfloat16"))
         found[f"layer {layer}: squared error of bf16 over variance"] = ((a - b).pow(2).sum()/(a - a.mean(0)).pow(2).sum()).item()
     for kind, by_layer in stores.items():
         store = by_layer[2]
@@ -151,12 +162,12 @@ def accuracy(folder: str, tokens: int) -> dict[str, float]:
 
 
 MEMORY = """
-import resource, sys
+import sys
 from sae_analysis.extractor import extract
 from sae_analysis.loaders import DocsCorpus
 from sae_analysis.models import load_model
 extract(load_model("pocket", "cpu"), DocsCorpus(), [0, 1, 2, 3], int(sys.argv[1]), sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+print(next(int(line.split()[1])/1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))   # ru_maxrss would be the parent's
 """
 
 
@@ -173,12 +184,14 @@ def main() -> None:
     sizes = {"guide": 1500*scale, "hidden_states": 8000*scale, "saelens": 8000*scale, "ours": 8000*scale}
     if compute_dtype(device) == torch.bfloat16: sizes["ours_bf16"] = 16_000*scale   # elsewhere bf16 is many times slower
     with tempfile.TemporaryDirectory() as folder:
-        ways = Ways(gpt2(device, a.quick), texts_of(a.text), folder)
+        own = gpt2(device, a.quick)
+        fuse_gelu(own.model)
+        ways = Ways(gpt2(device, a.quick), own, texts_of(a.text), folder)
         rates = products(ways)
         table = speeds(ways, {name: min(tokens, 2000) for name, tokens in sizes.items()} if a.quick else sizes, 1 if a.quick else 3)
         flop = 24*ways.model.n_layers*ways.model.d_model**2   # a token's, in the blocks' products; attention itself adds a few per cent
         table["share of the product rate"] = [flop*rate/rates["bfloat16" if key.endswith("bf16") else "float32"] for key, rate in zip(table.key, table["tokens/s"])]
-        figures = {"GFLOP/s": {kind: rate/1e9 for kind, rate in rates.items()}, "bf16": accuracy(folder, 20_000 if a.quick else 300_000)}
+        figures = {"positions in padded batches for each token": ways.padding(), "GFLOP/s": {kind: rate/1e9 for kind, rate in rates.items()}, "computing in bf16": accuracy(folder, 20_000 if a.quick else 300_000)}
         few, many = (5000, 20_000) if a.quick else (100_000, 1_000_000)
         figures["peak memory (MB)"] = {str(tokens): peak_memory(folder, tokens) for tokens in (few, many)}
     for name, value in figures.items(): print(name, value)
@@ -186,7 +199,7 @@ def main() -> None:
     memory = list(figures["peak memory (MB)"].values())
     goals = [Goal(f"times faster than {peer}", speed["ours"]/speed[key], limit) for key, peer, limit in (("guide", "the guide's way", 20), ("hidden_states", "one padded pass", 2), ("saelens", "SAELens", 3))]
     goals.append(Goal(f"memory for {many:,} tokens over that for {few:,}", memory[1]/memory[0], 1.1, at_least=False))
-    report("extraction", table.drop(columns="key"), {"context": CONTEXT, "batch": BATCH, "text": Path(a.text).name if a.text else "installed documentation"}, [] if a.quick else goals, a, figures)
+    report("extraction" + (f"-{Path(a.text).stem}" if a.text else ""), table.drop(columns="key"), {"context": CONTEXT, "batch": BATCH, "text": Path(a.text).name if a.text else "installed documentation"}, [] if a.quick else goals, a, figures)
 
 
 if __name__ == "__main__": main()

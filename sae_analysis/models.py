@@ -14,7 +14,7 @@ from .config import InputError, pick_device, sha256
 
 # %% auto #0
 __all__ = ['BLOCK_PATHS', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
-           'usable_positions', 'LanguageModel', 'pocket_folder', 'load_model', 'GPT2WithResidualHooks']
+           'usable_positions', 'LanguageModel', 'pocket_folder', 'fuse_gelu', 'load_model', 'GPT2WithResidualHooks']
 
 # %% ../nbs/02_models.ipynb #ca72ffba
 BLOCK_PATHS = ("transformer.h", "model.layers", "model.language_model.layers", "gpt_neox.layers", "encoder.layer", "bert.encoder.layer", "h", "layers")
@@ -142,7 +142,15 @@ def pocket_folder() -> Path:
     "Where the pocket model lies."
     return Path(str(files("sae_analysis")/"pocket"))
 
-# %% ../nbs/02_models.ipynb #e66091c5
+# %% ../nbs/02_models.ipynb #7db193e0
+def fuse_gelu(network: nn.Module) -> nn.Module:
+    "Replaces `gelu_new` modules by torch's kernel for the same function."
+    for module in network.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ == "NewGELUActivation": setattr(module, name, nn.GELU(approximate="tanh"))
+    return network
+
+# %% ../nbs/02_models.ipynb #1ca68ab8
 def load_model(name: str = "pocket",            # "pocket", a name on the Hub, or a folder
                device: str | None = None,       # None: the best this machine has
                dtype: torch.dtype | str | None = None,  # None: fp32 on CPU, bf16 elsewhere
@@ -164,6 +172,7 @@ def load_model(name: str = "pocket",            # "pocket", a name on the Hub, o
         raise InputError(f"cannot load the model {name!r}: {str(error).splitlines()[0]} Check the name and the network, log in with "
                          "`hf auth login` when the model is gated, or use 'pocket', which needs neither.") from error
     found = sha256(Path(source)/"model.safetensors")[:12] if name == "pocket" else str(config._commit_hash or revision or "")
+    fuse_gelu(network)
     return LanguageModel(network if kwargs.get("device_map") else network.to(device), tokenizer, name, found)
 
 # %% ../nbs/02_models.ipynb #bab597ba
