@@ -18,12 +18,12 @@ __all__ = ['run_command', 'parse_layers', 'extract_and_train_parser', 'open_corp
            'run_sae_analysis_parser', 'load_sources', 'run_sae_analysis', 'demo_parser', 'demo_prompts', 'store_parser',
            'main']
 
-# %% ../nbs/13_cli.ipynb #3c39db46
+# %% ../nbs/13_cli.ipynb #0f6ae97e
 def run_command(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     "Parses flags, runs `work`, turns input errors into a line; returns the exit status."
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"): logging.getLogger(name).setLevel(logging.WARNING)
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_MININTERVAL", "15")
     try:
         with warnings.catch_warnings():
