@@ -58,7 +58,7 @@ def make_peer(job: Job, d_model: int, steps: int):
 def as_jumprelu(peer, store, scale: float, job: Job, norm_limit: float):
     "A peer's SAE in our class: all of them are JumpReLU at inference. Checked on rows against the peer's own encode and decode."
     from sae_analysis.config import SAEConfig
-    from sae_analysis.hub import from_dictionary
+    from sae_analysis.formats import from_dictionary
     from sae_analysis.sae import JumpReLUSAE, fold_scale
     if hasattr(peer, "sae"):   # SAELens, which subtracts b_dec from its input
         sae, lens = JumpReLUSAE(SAEConfig(d_model=store.d_model, d_hidden=D_HIDDEN, target_l0=None)), peer.sae

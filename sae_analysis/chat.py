@@ -15,15 +15,20 @@ from .loaders import Prompt
 from .models import special_token_ids
 
 # %% auto #0
-__all__ = ['render', 'generation_prompt', 'encode_rendered', 'token_types', 'ChatPrompts', 'token_positions', 'inspect_positions',
-           'pad']
+__all__ = ['conversation', 'render', 'generation_prompt', 'encode_rendered', 'token_types', 'ChatPrompts', 'token_positions',
+           'inspect_positions', 'pad']
 
-# %% ../nbs/03_chat.ipynb #e4afd6ec
-def render(tokenizer: Any, content: str, generation_prompt: bool = True) -> str:
-    "The text of a one-message conversation under the tokenizer's chat template."
+# %% ../nbs/03_chat.ipynb #dadc64ae
+def conversation(content: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    "The messages of a prompt: one of the user's, or a conversation of several turns as it is."
+    return [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
+
+# %% ../nbs/03_chat.ipynb #b241ed2c
+def render(tokenizer: Any, content: str | Sequence[dict[str, str]], generation_prompt: bool = True) -> str:
+    "The text of a message, or of a conversation, under the tokenizer's chat template."
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template; use an instruct model, or set tokenizer.chat_template")
-    return tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=generation_prompt)
+    return tokenizer.apply_chat_template(conversation(content), tokenize=False, add_generation_prompt=generation_prompt)
 
 # %% ../nbs/03_chat.ipynb #85021c55
 def generation_prompt(tokenizer: Any) -> list[int]:
@@ -52,20 +57,21 @@ def token_types(tokenizer: Any) -> dict[str, int]:
     if not found: raise InputError(f"the generation prompt {''.join(texts)!r} names no assistant, so no token type can be derived from it")
     return found
 
-# %% ../nbs/03_chat.ipynb #0451cf9c
+# %% ../nbs/03_chat.ipynb #dfea69fc
 @dataclass(frozen=True)
 class ChatPrompts:
     "Encoded prompts and the positions to read in them."
     input_ids: list[list[int]]         # token ids of each prompt, without padding
     positions: dict[str, list[int]]    # for each token type, the index into each prompt's ids
     texts: dict[str, list[str]]        # the text of the token that is read there
-    shortened: list[int]               # indices of the prompts whose message was cut to fit
+    shortened: list[int]               # indices of the prompts whose last message was cut to fit
+    marked: list[int]                  # indices of the prompts whose messages hold special tokens, which the model reads as such
 
     def __len__(self) -> int: return len(self.input_ids)
     def __repr__(self) -> str: return f"ChatPrompts({len(self)} prompts, types {', '.join(self.positions)}, {len(self.shortened)} shortened)"
 
-# %% ../nbs/03_chat.ipynb #0ca1e22d
-def token_positions(tokenizer: Any, prompts: Sequence[Prompt | str],
+# %% ../nbs/03_chat.ipynb #feb3151d
+def token_positions(tokenizer: Any, prompts: Sequence[Prompt | str | Sequence[dict[str, str]]],   # a message each, or a conversation of several
                     types: Sequence[str] | None = None,  # None: all that the template has
                     max_length: int | None = None,       # longest prompt in tokens
                     ) -> ChatPrompts:
@@ -73,26 +79,29 @@ def token_positions(tokenizer: Any, prompts: Sequence[Prompt | str],
     known, header = token_types(tokenizer), generation_prompt(tokenizer)
     for kind in (types := list(types or known)):
         if kind not in known: raise InputError(f"token type {kind!r} has no meaning in this chat template; its types are: {', '.join(known)}")
-    rows, shortened = [], []
+    rows, shortened, marked = [], [], []
+    markers = [text for text in (tokenizer.decode([token]) for token in special_token_ids(tokenizer)) if text.strip()]
     for number, prompt in enumerate(prompts):
-        content = prompt if isinstance(prompt, str) else prompt.content
+        content = prompt.content if isinstance(prompt, Prompt) else prompt
         ids, cut = _fit(tokenizer, content, max_length)
-        if ids[-len(header):] != header: raise InputError(f"prompt {number} does not end with the generation prompt; the template changes it: {content[:60]!r}")
+        if ids[-len(header):] != header: raise InputError(f"prompt {number} does not end with the generation prompt; the template changes it: {str(content)[:60]!r}")
         rows.append(ids)
         if cut: shortened.append(number)
+        if any(marker in message["content"] for message in conversation(content) for marker in markers): marked.append(number)
     positions = {kind: [len(ids) + known[kind] for ids in rows] for kind in types}
     texts = {kind: [tokenizer.decode([ids[at]]) for ids, at in zip(rows, positions[kind])] for kind in types}
-    return ChatPrompts(rows, positions, texts, shortened)
+    return ChatPrompts(rows, positions, texts, shortened, marked)
 
-# %% ../nbs/03_chat.ipynb #bb9b80ec
-def _fit(tokenizer: Any, content: str, max_length: int | None) -> tuple[list[int], bool]:
-    "Ids of the rendered chat, with the message shortened when it is too long; and whether it was."
+# %% ../nbs/03_chat.ipynb #5349153c
+def _fit(tokenizer: Any, content: str | Sequence[dict[str, str]], max_length: int | None) -> tuple[list[int], bool]:
+    "Ids of the rendered chat, with its last message shortened when it is too long; and whether it was."
     ids = encode_rendered(tokenizer, render(tokenizer, content))
     if max_length is None or len(ids) <= max_length: return ids, False
-    message = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+    *before, last = conversation(content)
+    message = tokenizer(last["content"], add_special_tokens=False, verbose=False)["input_ids"]
     keep = max_length - (len(ids) - len(message))
     while keep > 0:
-        ids = encode_rendered(tokenizer, render(tokenizer, tokenizer.decode(message[:keep])))
+        ids = encode_rendered(tokenizer, render(tokenizer, [*before, {**last, "content": tokenizer.decode(message[:keep])}]))
         if len(ids) <= max_length: return ids, True
         keep -= len(ids) - max_length   # decoding and encoding again may have made more tokens of it
     raise InputError(f"no room for a message: the chat template alone needs more than {max_length} tokens")
