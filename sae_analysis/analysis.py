@@ -21,9 +21,9 @@ from .sae import JumpReLUSAE, TopKSAE, assemble
 
 # %% auto #0
 __all__ = ['UNIVERSAL_COLUMNS', 'SPECIFIC_COLUMNS', 'LoadedSource', 'read_positions', 'latents_of', 'Activations', 'chats_of',
-           'activations', 'needed_prompts', 'universal_of', 'universal_features', 'Wanted', 'read_features',
-           'specific_of', 'specific_features', 'write_table', 'manifest', 'describe', 'active_prompts_path',
-           'write_active_prompts']
+           'activations', 'needed_prompts', 'universal_of', 'universal_features', 'join', 'Wanted', 'read_features',
+           'specific_of', 'specific_features', 'check_wanted', 'write_table', 'manifest', 'describe',
+           'active_prompts_path', 'write_active_prompts']
 
 # %% ../nbs/11_analysis.ipynb #13acd79d
 @dataclass(frozen=True)
@@ -138,17 +138,18 @@ def universal_of(found: Activations, threshold: float, activation_threshold: flo
         "source": found.source.name, "token": found.token, "link": [feature_link(found.source, int(i)) for i in ids]})
     return table.sort_values(["num_prompts", "activation_mean", "feature_id"], ascending=[False, False, True])[UNIVERSAL_COLUMNS]
 
-# %% ../nbs/11_analysis.ipynb #c18d286e
+# %% ../nbs/11_analysis.ipynb #5e693d5f
 def universal_features(sources: Sequence[LoadedSource], prompts: Sequence[Prompt],
                        threshold: float = 0.3,             # share of the prompts
                        activation_threshold: float = 0.01, # a feature is active above this
                        **kwargs: Any) -> pd.DataFrame:
     "Features active on at least `threshold` of the prompts, for every source and token type; the spec's columns."
     needed_prompts(threshold, 1)
-    return _join([universal_of(found, threshold, activation_threshold) for found in activations(sources, prompts, **kwargs)], UNIVERSAL_COLUMNS)
+    return join([universal_of(found, threshold, activation_threshold) for found in activations(sources, prompts, **kwargs)], UNIVERSAL_COLUMNS)
 
-# %% ../nbs/11_analysis.ipynb #9d4975df
-def _join(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+# %% ../nbs/11_analysis.ipynb #e7182a93
+def join(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    "The tables one below the other; an empty one with the given columns when there is nothing."
     full = [table for table in tables if len(table)]
     return pd.concat(full, ignore_index=True) if full else pd.DataFrame(columns=columns)
 
@@ -195,18 +196,18 @@ def specific_of(found: Activations, wanted: Sequence[Wanted], prompts: Sequence[
                          "feature_id": features, "activation": found.latents(ids).ravel().numpy(), "source": found.source.name, "token": found.token,
                          "link": [feature_link(found.source, i) for i in features]}, columns=SPECIFIC_COLUMNS)
 
-# %% ../nbs/11_analysis.ipynb #d4b5ddd9
+# %% ../nbs/11_analysis.ipynb #57658377
 def specific_features(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], wanted: Sequence[Wanted], **kwargs: Any) -> pd.DataFrame:
     "The activation of every wanted feature on every prompt at every token type; the spec's columns."
     have = [loaded.source for loaded in sources]
     for each in wanted:
         if each.source not in have: raise InputError(f"source {each.source.name!r} is not loaded; {closest(each.source.name, [s.name for s in have])}")
     used = [loaded for loaded in sources if any(each.source == loaded.source for each in wanted)]
-    for loaded in used: _check_wanted(loaded, [each for each in wanted if each.source == loaded.source])
-    return _join([specific_of(found, wanted, prompts) for found in activations(used, prompts, **kwargs)], SPECIFIC_COLUMNS)
+    for loaded in used: check_wanted(loaded, [each for each in wanted if each.source == loaded.source])
+    return join([specific_of(found, wanted, prompts) for found in activations(used, prompts, **kwargs)], SPECIFIC_COLUMNS)
 
-# %% ../nbs/11_analysis.ipynb #88bbaede
-def _check_wanted(loaded: LoadedSource, wanted: Sequence[Wanted]) -> None:
+# %% ../nbs/11_analysis.ipynb #024f7669
+def check_wanted(loaded: LoadedSource, wanted: Sequence[Wanted]) -> None:
     "Features and token types that the source does not have are found before any prompt is read."
     known, width = token_types(loaded.model.tokenizer), loaded.sae.config.d_hidden
     for each in wanted:

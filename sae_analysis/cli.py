@@ -15,7 +15,7 @@ from .processes import ProcessLost, join_processes, own_device
 
 # %% auto #0
 __all__ = ['run_command', 'parse_layers', 'extract_and_train_parser', 'open_corpus', 'stored_layers', 'extract_and_train',
-           'run_sae_analysis_parser', 'load_sources', 'run_sae_analysis', 'demo_parser', 'demo_prompts', 'store_parser',
+           'run_sae_analysis_parser', 'survey_of', 'run_sae_analysis', 'demo_parser', 'demo_prompts', 'store_parser',
            'main']
 
 # %% ../nbs/13_cli.ipynb #0f6ae97e
@@ -160,7 +160,7 @@ def extract_and_train(argv: Sequence[str] | None = None) -> int:
     "Console script: the guide's `extract_and_train`."
     return run_command(_extract_and_train, extract_and_train_parser(), argv)
 
-# %% ../nbs/13_cli.ipynb #a5cf7920
+# %% ../nbs/13_cli.ipynb #7651e785
 def run_sae_analysis_parser() -> argparse.ArgumentParser:
     "The analysis spec's flags, and filters."
     p = argparse.ArgumentParser(prog="run_sae_analysis", description="Which SAE features fire where a chat model's assistant begins to speak.")
@@ -168,88 +168,79 @@ def run_sae_analysis_parser() -> argparse.ArgumentParser:
     p.add_argument("--universal-output", default="results/universal_features.csv", help="CSV of universal features")
     p.add_argument("--features-csv", default=None, help="CSV with feature_id and source, for specific analysis (with 'both', default: the universal output)")
     p.add_argument("--specific-output", default="results/specific_features.csv", help="CSV of specific activations")
-    p.add_argument("--prompts-path", default="./prompts", help="a .jsonl file, or a folder of them (default: ./prompts)")
+    p.add_argument("--prompts-path", default=["./prompts"], nargs="+", help="a .jsonl file, a folder of them, or several of these (default: ./prompts)")
     p.add_argument("--threshold", type=float, default=0.3, help="share of prompts a universal feature must be active on (default: 0.3)")
     p.add_argument("--activation-threshold", type=float, default=0.01, help="a feature is active above this (default: 0.01)")
     p.add_argument("--record-prompts", action="store_true", help="write {csv_basename}_activeprompts.jsonl beside the specific output")
-    p.add_argument("--models", default="llama,qwen", help="short names of models (default: llama,qwen)")
+    p.add_argument("--labels-output", default=None, metavar="CSV", help="compare the labels of the prompts: for every feature, firing rates, effect size and corrected p-values")
+    p.add_argument("--descriptions", default=None, metavar="CSV", help="fill chat_desc, pt_desc and type from a CSV with feature_id and source")
+    p.add_argument("--models", default=None, help="short names of models (default: llama,qwen, or all that --features-csv names)")
     p.add_argument("--layers", default=None, help="layers such as 11,15 (default: those of each model)")
+    p.add_argument("--trainer", type=int, default=None, help="trainer of the SAEs (default: that of each model)")
     p.add_argument("--tokens", default=None, help="token types such as asst,newline (default: all each template has)")
     p.add_argument("--sae-dir", default=None, help="where SAEs lie (default: each model's own folder)")
     p.add_argument("--batch-size", type=int, default=8, help="prompts in one forward pass (default: 8)")
+    p.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"), help="of the model's weights (default: bfloat16 on a GPU, float32 elsewhere)")
+    p.add_argument("--model-kwargs", default="{}", metavar="JSON", help="arguments for transformers' from_pretrained, for quantised or sharded loading")
+    p.add_argument("--plan", action="store_true", help="say what the analysis would take in memory, and do nothing")
     p.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best this machine has)")
     return p
 
-# %% ../nbs/13_cli.ipynb #ab41772a
-def load_sources(sources: Sequence[Any], sae_dir: str | None, device: str) -> list[Any]:
-    "Sources of one model with their SAEs, the model loaded once."
-    from sae_analysis.analysis import LoadedSource
-    from sae_analysis.hub import load_source, published
-    from sae_analysis.models import load_model
-    saes = [load_source(source, sae_dir, device) for source in sources]   # missing SAEs are noticed before a model is loaded
-    model = load_model(published(sources[0].model).model, device)
-    return [LoadedSource(source, model, sae) for source, sae in zip(sources, saes)]
+# %% ../nbs/13_cli.ipynb #553b9eb9
+def _names(text: str | None) -> list[str] | None: return [name.strip() for name in text.split(",") if name.strip()] if text else None
 
-# %% ../nbs/13_cli.ipynb #26ad7ebc
-def _by_model(sources: Sequence[Any]) -> list[list[Any]]:
-    "Sources grouped by model, each source once."
-    groups: dict[str, list[Any]] = {}
-    for source in dict.fromkeys(sources): groups.setdefault(source.model, []).append(source)
-    return list(groups.values())
-
-# %% ../nbs/13_cli.ipynb #c06e31b5
-def _run_sae_analysis(a: argparse.Namespace) -> None:
-    from sae_analysis.analysis import needed_prompts, read_features
-    from sae_analysis.hub import REGISTRY, published
-    from sae_analysis.loaders import load_prompts
-    needed_prompts(a.threshold, 1)
-    prompts, names = load_prompts(a.prompts_path), [name.strip() for name in a.models.split(",")]
-    layers = tuple(parse_layers(a.layers) or ()) if a.layers else None
-    wanted_sources = [source for name in names for source in published(name).sources(layers)]
-    if a.analysis == "specific" and a.features_csv is None: raise InputError("--analysis specific needs --features-csv, a CSV with feature_id and source")
-    if a.analysis != "universal" and a.features_csv: read_features(a.features_csv, list(REGISTRY))   # found wrong now, not after an hour
-    for path, kind in ((a.universal_output, "universal"), (a.specific_output, "specific")):
-        if a.analysis in (kind, "both"): check_writable(Path(path).parent)
-    device = pick_device(a.device)
-    if a.analysis in ("universal", "both"): _universal(a, prompts, wanted_sources, device)
-    if a.analysis in ("specific", "both"): _specific(a, prompts, device)
-
-# %% ../nbs/13_cli.ipynb #a698e8ea
-def _universal(a: argparse.Namespace, prompts: list[Any], sources: list[Any], device: str) -> None:
-    import pandas as pd
-    from sae_analysis.analysis import manifest, universal_features, write_table
-    tables, made_by = [], {}
-    for group in _by_model(sources):
-        loaded = load_sources(group, a.sae_dir, device)
-        tables.append(universal_features(loaded, prompts, a.threshold, a.activation_threshold, tokens=_tokens(a), batch_size=a.batch_size))
-        made_by.update(manifest(loaded, prompts)["sources"])
-        del loaded   # before the next model is loaded
-        facts = {**manifest([], prompts, threshold=a.threshold, activation_threshold=a.activation_threshold), "sources": made_by}
-        table = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
-        write_table(table, a.universal_output, facts)   # after each model: an error in the next one loses nothing
-    print(f"{len(table)} universal features in {a.universal_output}")
-
-# %% ../nbs/13_cli.ipynb #44494612
-def _specific(a: argparse.Namespace, prompts: list[Any], device: str) -> None:
-    import pandas as pd
-    from sae_analysis.analysis import active_prompts_path, manifest, read_features, specific_features, write_active_prompts, write_table
+def survey_of(a: argparse.Namespace) -> Any:
+    "The survey that the flags ask for."
+    from sae_analysis.analysis import read_features
     from sae_analysis.hub import REGISTRY
-    wanted, tables, made_by = read_features(a.features_csv or a.universal_output, list(REGISTRY)), [], {}
-    for group in _by_model([each.source for each in wanted]):
-        loaded = load_sources(group, a.sae_dir, device)
-        mine = [each for each in wanted if each.source in group]
-        tables.append(specific_features(loaded, prompts, mine, tokens=_tokens(a), batch_size=a.batch_size))
-        made_by.update(manifest(loaded, prompts)["sources"])
-        del loaded
-        facts = {**manifest([], prompts, activation_threshold=a.activation_threshold, features=str(Path(a.features_csv or a.universal_output).name)), "sources": made_by}
-        table = pd.concat(tables, ignore_index=True)
-        write_table(table, a.specific_output, facts)
-    if not tables: raise InputError(f"{a.features_csv or a.universal_output} names no feature; there is nothing to analyse")
-    print(f"{len(table)} activations in {a.specific_output}")
-    if a.record_prompts: print(f"active prompts in {write_active_prompts(table, active_prompts_path(a.specific_output), a.activation_threshold)}")
+    from sae_analysis.loaders import load_prompts
+    from sae_analysis.survey import Survey, chosen_sources
+    if a.analysis == "specific" and a.features_csv is None: raise InputError("--analysis specific needs --features-csv, a CSV with feature_id and source")
+    layers, names = parse_layers(a.layers) if a.layers else None, _names(a.models)
+    try: more = json.loads(a.model_kwargs)
+    except json.JSONDecodeError as error: raise InputError(f"--model-kwargs is no JSON ({error}); write, for example, '{{\"device_map\": \"auto\"}}'") from None
+    if not isinstance(more, dict): raise InputError("--model-kwargs must be a JSON object with arguments for transformers' from_pretrained")
+    sources = chosen_sources(names or ["llama", "qwen"], layers, a.trainer)
+    wanted = None if a.features_csv is None or a.analysis == "universal" else read_features(a.features_csv, list(REGISTRY))
+    if wanted is not None:   # a filter that is given holds for these too
+        wanted = [each for each in wanted if (names is None or each.source.model in names) and (layers is None or each.source.layer in layers) and a.trainer in (None, each.source.trainer)]
+        if not wanted: raise InputError(f"{a.features_csv} names no feature" + (" of these models, layers and trainers" if names or layers or a.trainer is not None else "; there is nothing to analyse"))
+    analyses = (["universal", "specific"] if a.analysis == "both" else [a.analysis]) + (["labels"] if a.labels_output else [])
+    return Survey(load_prompts(a.prompts_path), sources, wanted, analyses, a.threshold, a.activation_threshold, _names(a.tokens), a.batch_size, a.sae_dir, pick_device(a.device), a.dtype, more)
 
-# %% ../nbs/13_cli.ipynb #07c730fe
-def _tokens(a: argparse.Namespace) -> list[str] | None: return [kind.strip() for kind in a.tokens.split(",")] if a.tokens else None
+# %% ../nbs/13_cli.ipynb #4bed6ad1
+def _run_sae_analysis(a: argparse.Namespace) -> None:
+    from sae_analysis.survey import plan_survey, run_survey
+    survey = survey_of(a)
+    if a.plan:
+        for plan in plan_survey(survey): print(plan); plan.check()
+        return
+    for path in _outputs(a, survey).values(): check_writable(Path(path).parent)
+    done = []
+    for findings in run_survey(survey):   # files are written after each model: an error in the next one loses nothing
+        done.append(findings)
+        tables = _write_findings(a, survey, done)
+    for kind, path in _outputs(a, survey).items():
+        print({"universal": f"{len(tables[kind])} universal features in {path}", "specific": f"{len(tables[kind])} activations in {path}", "labels": f"{len(tables[kind])} comparisons of labels in {path}"}[kind])
+
+def _outputs(a: argparse.Namespace, survey: Any) -> dict[str, str]:
+    return {kind: path for kind, path in (("universal", a.universal_output), ("specific", a.specific_output), ("labels", a.labels_output)) if kind in survey.analyses}
+
+# %% ../nbs/13_cli.ipynb #b9ab1eca
+def _write_findings(a: argparse.Namespace, survey: Any, done: list[Any]) -> dict[str, Any]:
+    "Writes what the models so far have given; the tables that were written."
+    import pandas as pd
+    from sae_analysis.analysis import active_prompts_path, describe, join, manifest, write_active_prompts, write_table
+    from sae_analysis.labels import ranked
+    tables = {kind: join([getattr(each, kind) for each in done], list(getattr(done[0], kind).columns)) for kind in _outputs(a, survey)}
+    if "labels" in tables and len(tables["labels"]): tables["labels"] = ranked([tables["labels"]])
+    facts = {**manifest([], survey.prompts, activation_threshold=a.activation_threshold), "sources": {name: about for each in done for name, about in each.made_by.items()}}
+    more = {"universal": {"threshold": a.threshold}, "specific": {"features": Path(a.features_csv).name if a.features_csv else "the universal ones"}, "labels": {}}
+    for kind, path in _outputs(a, survey).items():
+        if kind == "universal" and a.descriptions: tables[kind] = describe(tables[kind], a.descriptions)
+        write_table(tables[kind], path, {**facts, **more[kind]})
+    if a.record_prompts and "specific" in tables: write_active_prompts(tables["specific"], active_prompts_path(a.specific_output), a.activation_threshold)
+    return tables
 
 # %% ../nbs/13_cli.ipynb #5d6bd9c6
 def run_sae_analysis(argv: Sequence[str] | None = None) -> int:
