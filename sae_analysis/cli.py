@@ -16,7 +16,7 @@ from .processes import ProcessLost, join_processes, own_device
 # %% auto #0
 __all__ = ['run_command', 'parse_layers', 'extract_and_train_parser', 'open_corpus', 'stored_layers', 'extract_and_train',
            'run_sae_analysis_parser', 'survey_of', 'run_sae_analysis', 'demo_parser', 'demo_prompts', 'store_parser',
-           'main']
+           'convert_parser', 'push_parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #0f6ae97e
 def run_command(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -349,13 +349,40 @@ def _store(a: argparse.Namespace) -> None:
     elif a.json: print(json.dumps({str(folder.path): folder.manifest for folder in shard_folders(a.path)}, indent=1))
     else: print(inventory(a.path).to_string(index=False, na_rep="-"))
 
-# %% ../nbs/13_cli.ipynb #c13a3240
+# %% ../nbs/13_cli.ipynb #52b543a0
+def convert_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="sae_analysis convert", description="Write an SAE in another library's format, and check that it is the same function.")
+    p.add_argument("path", help="a checkpoint, a params.npz, or the folder of an SAE")
+    p.add_argument("--to", required=True, help="sae_analysis, saelens, dictionary_learning, sparsify or gemma_scope")
+    p.add_argument("--out", default=None, help="where to write it (default: beside it)")
+    p.add_argument("--format", default=None, help="of what is read (default: told from the files)")
+    return p
+
+def _convert(a: argparse.Namespace) -> None:
+    from sae_analysis.formats import convert
+    print(convert(a.path, a.to, a.out, a.format))
+
+def push_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="sae_analysis push", description="Publish the SAEs of a training folder on the Hugging Face Hub, with a card that says how good they are and what made them.")
+    p.add_argument("folder", help="where checkpoints and histories lie")
+    p.add_argument("repo_id", help="such as me/my-saes; made when it is not there")
+    p.add_argument("--private", action="store_true")
+    return p
+
+def _push(a: argparse.Namespace) -> None:
+    from sae_analysis.publish import push_to_hub
+    print(push_to_hub(a.folder, a.repo_id, a.private))
+
+# %% ../nbs/13_cli.ipynb #ee6894c6
 def main(argv: Sequence[str] | None = None) -> int:
-    "Console script: `sae_analysis demo` and `sae_analysis store`."
+    "Console script: `sae_analysis demo`, `store`, `convert` and `push`."
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["demo"]: return run_command(_demo, demo_parser(), argv[1:])
     if argv[:1] == ["store"]: return run_command(_store, store_parser(), argv[1:])
+    if argv[:1] == ["convert"]: return run_command(_convert, convert_parser(), argv[1:])
+    if argv[:1] == ["push"]: return run_command(_push, push_parser(), argv[1:])
     from sae_analysis import __version__
     print(f"sae_analysis {__version__}\n\ncommands:\n  sae_analysis demo    train, explain and analyse an SAE on the pocket model, offline\n"
-          "  sae_analysis store   what lies in a folder of activations, and whether it is whole\n  extract_and_train    activations and SAEs for any model\n  run_sae_analysis     universal and specific features of chat models\n\nEach explains itself with --help.")
+          "  sae_analysis store   what lies in a folder of activations, and whether it is whole\n"
+          "  sae_analysis convert an SAE in another library's format\n  sae_analysis push    publish trained SAEs on the Hugging Face Hub\n  extract_and_train    activations and SAEs for any model\n  run_sae_analysis     universal and specific features of chat models\n\nEach explains itself with --help.")
     return 0 if argv in ([], ["--help"], ["-h"], ["--version"]) else 2

@@ -150,7 +150,7 @@ def fuse_gelu(network: nn.Module) -> nn.Module:
             if type(child).__name__ == "NewGELUActivation": setattr(module, name, nn.GELU(approximate="tanh"))
     return network
 
-# %% ../nbs/02_models.ipynb #1ca68ab8
+# %% ../nbs/02_models.ipynb #be1f3492
 def load_model(name: str = "pocket",            # "pocket", a name on the Hub, or a folder
                device: str | None = None,       # None: the best this machine has
                dtype: torch.dtype | str | None = None,  # None: fp32 on CPU, bf16 elsewhere
@@ -171,7 +171,7 @@ def load_model(name: str = "pocket",            # "pocket", a name on the Hub, o
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load the model {name!r}: {str(error).splitlines()[0]} Check the name and the network, log in with "
                          "`hf auth login` when the model is gated, or use 'pocket', which needs neither.") from error
-    found = sha256(Path(source)/"model.safetensors")[:12] if name == "pocket" else str(config._commit_hash or revision or "")
+    found = sha256(Path(source)/"model.safetensors")[:12] if name == "pocket" else str(getattr(config, "_commit_hash", None) or revision or "")
     fuse_gelu(network)
     return LanguageModel(network if kwargs.get("device_map") else network.to(device), tokenizer, name, found)
 

@@ -61,7 +61,7 @@ def check_layer(sae: JumpReLUSAE, layer: int) -> None:
     trained = sae.metadata.get("layer")
     if trained not in (None, layer): raise InputError(f"this SAE was trained on layer {trained}, not on layer {layer}")
 
-# %% ../nbs/06_sae.ipynb #a55dcfaf
+# %% ../nbs/06_sae.ipynb #6895cf36
 @torch.no_grad()
 def assemble(W_enc: Tensor,              # [d_model, d_hidden]
              b_enc: Tensor,              # [d_hidden]
@@ -73,10 +73,11 @@ def assemble(W_enc: Tensor,              # [d_model, d_hidden]
              metadata: dict[str, Any] | None = None) -> JumpReLUSAE:
     "An SAE of given weights."
     config = SAEConfig(d_model=W_enc.shape[0], d_hidden=W_enc.shape[1], target_l0=None)
-    sae = JumpReLUSAE(config, metadata) if k is None else TopKSAE(config, k, metadata)
-    if centred: b_enc = (b_enc.double() - b_dec.double() @ W_enc.double()).to(b_enc.dtype)
-    level = torch.as_tensor(threshold, dtype=torch.float32).clamp(min=0).expand(config.d_hidden)
-    for name, value in {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": level}.items(): getattr(sae, name).copy_(value)
+    with torch.device("meta"): sae = JumpReLUSAE(config, metadata) if k is None else TopKSAE(config, k, metadata)   # large weights are not made twice
+    if centred: b_enc = b_enc.double() - sum(part.double() @ rows.double() for part, rows in zip(b_dec.split(256), W_enc.split(256)))
+    level = torch.as_tensor(threshold).detach().clamp(min=0).expand(config.d_hidden)
+    for name, value in {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": level}.items():
+        setattr(sae, name, nn.Parameter(value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)))
     return sae
 
 # %% ../nbs/06_sae.ipynb #243dfc0f
