@@ -42,7 +42,7 @@ class LoadedSource:
     def name(self) -> str: return self.source.name
     def __repr__(self) -> str: return f"LoadedSource({self.name}: {self.sae})"
 
-# %% ../nbs/11_analysis.ipynb #df9f14ec
+# %% ../nbs/11_analysis.ipynb #9915cae0
 def read_positions(model: LanguageModel, chats: ChatPrompts, layers: Sequence[int], batch_size: int = 8) -> dict[tuple[int, str], Tensor]:
     "For each (layer, token type) the residual stream `[prompts, d_model]` at that type's position."
     from tqdm.auto import tqdm
@@ -50,7 +50,7 @@ def read_positions(model: LanguageModel, chats: ChatPrompts, layers: Sequence[in
     found = {(layer, kind): torch.empty(len(chats), model.d_model) for layer in layers for kind in chats.positions}
     order = sorted(range(len(chats)), key=lambda i: len(chats.input_ids[i]))   # similar lengths together: little padding
     fill = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.tokenizer.eos_token_id or 0
-    for start in tqdm(range(0, len(order), batch_size), desc=f"reading {model.name}", unit=" batches"):
+    for start in tqdm(range(0, len(order), batch_size), desc=f"reading {model.name}", unit=" batches", disable=None):
         rows = torch.tensor(order[start:start + batch_size])
         ids, mask = pad([chats.input_ids[i] for i in rows], fill)
         for layer, hidden in model.residuals(ids, layers, mask).items():

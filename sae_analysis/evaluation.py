@@ -85,7 +85,7 @@ class Quality:
         return f"Quality(l0 {f['l0']:.1f}, fvu {f['fvu']:.4f}, loss recovered {f['loss_recovered']:.1%}, kl {f['kl']:.3f}, dead {f['dead']:.1%}, on {f['rows']:,} tokens)"
     def _repr_html_(self) -> str: return self.table().to_html(float_format="{:.4g}".format)
 
-# %% ../nbs/09_evaluation.ipynb #0a7b6a9b
+# %% ../nbs/09_evaluation.ipynb #7496d6da
 @torch.no_grad()
 def evaluate(sae: JumpReLUSAE, model: LanguageModel,
              texts: Iterable[str | Document],   # held-out text, such as corpus.heldout()
@@ -101,7 +101,7 @@ def evaluate(sae: JumpReLUSAE, model: LanguageModel,
     inner, outer = (Reconstruction(sae.config.d_model, sae.config.d_hidden) for _ in range(2))
     sums, sums_outer, l0, sinks, limit = LossSums(), LossSums(), [], 0, sae.metadata.get("norm_limit", float("inf"))
     device, context = sae.W_enc.device, context_length or sae.metadata.get("context_length", 1024)
-    with tqdm(total=num_tokens, desc=f"evaluating layer {layer}", unit=" tokens", unit_scale=True) as bar:
+    with tqdm(total=num_tokens, desc=f"evaluating layer {layer}", unit=" tokens", unit_scale=True, disable=None) as bar:
         for batch in heldout_batches(model, texts, num_tokens, batch_size, context):
             ids = batch.input_ids.long()
             real = torch.ones_like(batch.kept)

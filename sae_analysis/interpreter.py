@@ -104,7 +104,7 @@ class Evidence:
         needed = set(self.piece[self.values > 0].unique().tolist())
         self.pieces = {number: piece for number, piece in self.pieces.items() if number in needed}
 
-# %% ../nbs/10_interpreter.ipynb #5be8f569
+# %% ../nbs/10_interpreter.ipynb #5eda26b1
 @torch.no_grad()
 def gather_evidence(sae: JumpReLUSAE, model: LanguageModel, texts: Iterable[str | Document], layer: int,
                     k: int = 20, around: int = 12, batch_tokens: int = 4096, max_tokens: int | None = None) -> Evidence:
@@ -112,7 +112,7 @@ def gather_evidence(sae: JumpReLUSAE, model: LanguageModel, texts: Iterable[str 
     from tqdm.auto import tqdm
     evidence, special = Evidence(sae.config.d_hidden, k, around), torch.tensor(sorted(model.special_ids()))
     context = min(sae.metadata.get("context_length", 1024), model.context_length)
-    with tqdm(desc=f"interpreting layer {layer}", unit=" tokens", unit_scale=True, total=max_tokens) as bar:
+    with tqdm(desc=f"interpreting layer {layer}", unit=" tokens", unit_scale=True, total=max_tokens, disable=None) as bar:
         for batch in piece_batches(pieces(texts, model.tokenizer, context), batch_tokens):
             ids, mask = pad([piece.ids for piece in batch], int(special[0]) if len(special) else 0)
             counted = mask.bool() & ~torch.isin(ids, special)

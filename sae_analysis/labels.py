@@ -130,7 +130,7 @@ def _table_contrasts(counted: dict[str, pd.DataFrame], name: str, rest: str, oth
                               source=part.source.to_numpy(), token=at.get_level_values("token"), link=links))
     return found
 
-# %% ../nbs/11_labels.ipynb #fa01a48d
+# %% ../nbs/11_labels.ipynb #45711a67
 def plot_volcano(compared: pd.DataFrame, q: float = 0.05, ax: Any = None, names: int = 5) -> Any:
     "Difference of shares against p of every feature; those with a small q stand out, and the surest are named."
     import matplotlib.pyplot as plt
@@ -138,8 +138,10 @@ def plot_volcano(compared: pd.DataFrame, q: float = 0.05, ax: Any = None, names:
     height, sure = -np.log10(compared.p.clip(lower=1e-300)), compared.q < q
     ax.scatter(compared.difference[~sure], height[~sure], s=10, color="0.7", label=f"q ≥ {q:g} ({(~sure).sum():,})", rasterized=True)
     ax.scatter(compared.difference[sure], height[sure], s=16, color="#d55e00", label=f"q < {q:g} ({sure.sum():,})", rasterized=True)
-    for row, at in zip(compared[sure].head(names).itertuples(), height[sure].head(names)):
-        ax.annotate(str(row.feature_id), (row.difference, at), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    first = compared[sure].drop_duplicates("feature_id").head(names)
+    for row, at in zip(first.itertuples(), height[first.index]):
+        right = row.difference < 0.7   # else the name would leave the picture
+        ax.annotate(str(row.feature_id), (row.difference, at), xytext=(4 if right else -4, 3), textcoords="offset points", fontsize=8, ha="left" if right else "right")
     pair = f"{compared.label.iloc[0]} − {compared.rest.iloc[0]}" if compared.label.nunique() == 1 else "the label − all others"
     ax.set(xlabel=f"difference of firing rates, {pair}", ylabel="−log₁₀ p", xlim=(-1.05, 1.05))
     ax.spines[["top", "right"]].set_visible(False)
