@@ -14,7 +14,8 @@ from .config import InputError, pick_device, sha256
 
 # %% auto #0
 __all__ = ['BLOCK_PATHS', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
-           'usable_positions', 'LanguageModel', 'pocket_folder', 'fuse_gelu', 'load_model', 'GPT2WithResidualHooks']
+           'usable_positions', 'LanguageModel', 'pocket_folder', 'fuse_gelu', 'access_steps', 'load_model',
+           'GPT2WithResidualHooks']
 
 # %% ../nbs/02_models.ipynb #ca72ffba
 BLOCK_PATHS = ("transformer.h", "model.layers", "model.language_model.layers", "gpt_neox.layers", "encoder.layer", "bert.encoder.layer", "h", "layers")
@@ -150,7 +151,12 @@ def fuse_gelu(network: nn.Module) -> nn.Module:
             if type(child).__name__ == "NewGELUActivation": setattr(module, name, nn.GELU(approximate="tanh"))
     return network
 
-# %% ../nbs/02_models.ipynb #be1f3492
+# %% ../nbs/02_models.ipynb #31df2ddb
+def access_steps(repo: str) -> str:
+    "What to do about a repository of the Hub that is gated."
+    return f"{repo} is gated: open https://huggingface.co/{repo}, accept its terms, make a token under Settings, run `hf auth login`, and start this again"
+
+# %% ../nbs/02_models.ipynb #0e85f44e
 def load_model(name: str = "pocket",            # "pocket", a name on the Hub, or a folder
                device: str | None = None,       # None: the best this machine has
                dtype: torch.dtype | str | None = None,  # None: fp32 on CPU, bf16 elsewhere
@@ -169,6 +175,7 @@ def load_model(name: str = "pocket",            # "pocket", a name on the Hub, o
             source, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "gated" in str(error).split("\n")[0]: raise InputError(access_steps(name)) from None
         raise InputError(f"cannot load the model {name!r}: {str(error).splitlines()[0]} Check the name and the network, log in with "
                          "`hf auth login` when the model is gated, or use 'pocket', which needs neither.") from error
     found = sha256(Path(source)/"model.safetensors")[:12] if name == "pocket" else str(getattr(config, "_commit_hash", None) or revision or "")
