@@ -25,13 +25,13 @@ def make(folder: Path, d_hidden: int, prompts: int) -> None:
         rows = torch.randn(d_hidden, 256)/16
         save_dictionary(assemble(rows.T*2, torch.zeros(d_hidden), rows, torch.zeros(256), 0.6), folder/"saes"/f"resid_post_layer_{layer}"/"trainer_1")
     texts = [document.text for document in islice(DocsCorpus(), 40*prompts)][::40]
-    lines = [json.dumps({"content": f"Say in one sentence what this is about:\n\n{text[:1200]}", "label": "odd" if i % 2 else "even"}) for i, text in enumerate(texts)]
+    lines = [json.dumps({"content": f"Say in one sentence what this is about:\n\n{text[:900]}", "label": "odd" if i % 2 else "even"}) for i, text in enumerate(texts)]
     (folder/"prompts.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def spec_loop(folder: Path) -> int:
-    """The loop of the public code, as the issue with it was described: model and SAE are loaded for each layer and token type, prompts are padded and cut at 512 tokens, every latent is computed
-    at every position and kept, the position is found by searching, and statistics are Python loops over features. (Its errors in positions are left in; they cost no time.)"""
+    """The loop of the public code: model and SAE are loaded for each layer and token type, prompts are padded and cut at 512 tokens, every latent is computed at every position, and statistics are
+    Python loops over features. Its errors in positions, which cost no time, are mended, so that both ways must find the same."""
     from dictionary_learning.utils import load_dictionary
     from transformers import AutoModelForCausalLM, AutoTokenizer
     prompts = [json.loads(line) for line in (folder/"prompts.jsonl").read_text().splitlines()]
@@ -43,17 +43,14 @@ def spec_loop(folder: Path) -> int:
             if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
             dictionary, _ = load_dictionary(str(folder/"saes"/f"resid_post_layer_{layer}"/"trainer_1"), device="cpu")
             offset = TOKENS.index(token)
-            marker, rows = tokenizer.convert_tokens_to_ids("assistant"), []
+            rows = []
             for start in range(0, len(prompts), BATCH):
                 texts = [tokenizer.apply_chat_template([{"role": "user", "content": prompt["content"]}], tokenize=False, add_generation_prompt=True) for prompt in prompts[start:start + BATCH]]
                 batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=512, add_special_tokens=False)
                 with torch.no_grad():
                     hidden = model(**batch, output_hidden_states=True).hidden_states[layer + 1]
                     latents = dictionary.encode(hidden)   # [batch, positions, latents]
-                for i, ids in enumerate(batch["input_ids"]):
-                    places = (ids == marker).nonzero().ravel().tolist()
-                    at = min(places[0] + offset, len(ids) - 1) if places else int(batch["attention_mask"][i].sum()) - 1
-                    rows.append(latents[i, at].clone())
+                for i, mask in enumerate(batch["attention_mask"]): rows.append(latents[i, int(mask.sum()) - len(TOKENS) + offset].clone())
             values = torch.stack(rows)
             for feature in range(values.shape[1]):
                 column = values[:, feature]
@@ -94,13 +91,15 @@ print(found, time.perf_counter() - begin, held("VmHWM"), before)
 
 def main() -> None:
     a = flags(__doc__)
-    d_hidden, prompts, rounds = (2048, 16, 1) if a.quick else (131_072, 140, 2)
+    d_hidden, prompts, rounds = (2048, 16, 1) if a.quick else (131_072, 140, 1)
     names = {"spec_loop": "the spec's loop", "ours": "ours"}
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), d_hidden, prompts)
         runs = pd.DataFrame([{"way": names[way], **measured(way, Path(folder))} for _ in range(rounds) for way in names])
     table = runs.groupby("way", sort=False).median().reset_index()
     by = table.set_index("way")
+    few, many = sorted(by["features found"])
+    if many - few > 0.001*many: sys.exit(f"the two ways found different features: {by['features found'].to_dict()}")   # a few lie on the threshold
     goals = [Goal("times faster than the spec's loop", by.seconds["the spec's loop"]/by.seconds["ours"], 10),
              Goal("peak memory over that of the spec's loop", by["peak MB"]["ours"]/by["peak MB"]["the spec's loop"], 0.25, at_least=False)]
     report("analysis", table, {"latents": d_hidden, "prompts": prompts, "layers": LAYERS, "token types": TOKENS, "batch": BATCH, "rounds": rounds}, [] if a.quick else goals, a)

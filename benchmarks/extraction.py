@@ -54,7 +54,7 @@ class Ways:
             with_hook = self.model.blocks[layer].register_forward_hook(lambda module, args, output: kept.append(output[0] if isinstance(output, tuple) else output))
             rows = []
             for ids, mask in self.padded(tokens):
-                self.model.model(input_ids=ids, attention_mask=mask)
+                self.model.model(input_ids=ids, attention_mask=mask, use_cache=False)
                 rows.append(kept.pop()[mask.bool()].float().cpu())
             with_hook.remove()
         return sum(map(len, rows))
@@ -64,7 +64,7 @@ class Ways:
         "transformers' `output_hidden_states=True`, one padded pass of the model without its LM head."
         count = 0
         for ids, mask in self.padded(tokens):
-            states = self.model.model.transformer(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            states = self.model.model.transformer(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
             rows = [state[mask.bool()].float().cpu() for state in states[1:]]
             count += len(rows[0])
         return count

@@ -92,7 +92,7 @@ def token_positions(tokenizer: Any, prompts: Sequence[Prompt | str | Sequence[di
     texts = {kind: [tokenizer.decode([ids[at]]) for ids, at in zip(rows, positions[kind])] for kind in types}
     return ChatPrompts(rows, positions, texts, shortened, marked)
 
-# %% ../nbs/03_chat.ipynb #5349153c
+# %% ../nbs/03_chat.ipynb #bde5280f
 def _fit(tokenizer: Any, content: str | Sequence[dict[str, str]], max_length: int | None) -> tuple[list[int], bool]:
     "Ids of the rendered chat, with its last message shortened when it is too long; and whether it was."
     ids = encode_rendered(tokenizer, render(tokenizer, content))
@@ -104,7 +104,7 @@ def _fit(tokenizer: Any, content: str | Sequence[dict[str, str]], max_length: in
         ids = encode_rendered(tokenizer, render(tokenizer, [*before, {**last, "content": tokenizer.decode(message[:keep])}]))
         if len(ids) <= max_length: return ids, True
         keep -= len(ids) - max_length   # decoding and encoding again may have made more tokens of it
-    raise InputError(f"no room for a message: the chat template alone needs more than {max_length} tokens")
+    raise InputError(f"no room for a message: the chat template{' and the earlier turns need' if before else ' alone needs'} more than {max_length} tokens")
 
 # %% ../nbs/03_chat.ipynb #d972d9c5
 def inspect_positions(tokenizer: Any, prompts: Sequence[Prompt | str], types: Sequence[str] | None = None, around: int = 3) -> pd.DataFrame:

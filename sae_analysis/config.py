@@ -176,11 +176,11 @@ def hash_unit(text: str) -> float:
 class DiskFull(InputError):
     "There is no room for what was to be written."
 
-# %% ../nbs/00_config.ipynb #d8c8855e
+# %% ../nbs/00_config.ipynb #4f3693fe
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "Gives a temporary path; when the block ends well, what was written there is moved to `path` in one step."
-    if hasattr(path, "fs"): yield from _upload(path); return   # a place far away
+    if not isinstance(path, (str, Path)): yield from _upload(path); return   # a place far away
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -195,10 +195,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_config.ipynb #5abcd775
+# %% ../nbs/00_config.ipynb #49b69d36
 def _upload(path: Any) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         yield (temporary := Path(folder)/path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.fs.put_file(str(temporary), path.path)
 
 # %% ../nbs/00_config.ipynb #c3005a50

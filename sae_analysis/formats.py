@@ -79,7 +79,7 @@ def save_dictionary(sae: JumpReLUSAE, folder: str | Path) -> Path:
     write_json(folder/"config.json", {"trainer": about})
     return folder
 
-# %% ../nbs/07_formats.ipynb #84a1b658
+# %% ../nbs/07_formats.ipynb #85aab0d6
 def load_sparsify(folder: str | Path) -> JumpReLUSAE:
     "A folder with `cfg.json` and `sae.safetensors`, as EleutherAI's sparsify writes them."
     from safetensors import SafetensorError
@@ -87,7 +87,7 @@ def load_sparsify(folder: str | Path) -> JumpReLUSAE:
     folder = Path(folder)
     try: cfg, weights = json.loads((folder/"cfg.json").read_text(encoding="utf-8")), load_file(folder/"sae.safetensors")
     except (OSError, json.JSONDecodeError, SafetensorError) as error: raise InputError(f"{folder} is no whole SAE of sparsify: {error}") from None
-    others = [name for name in ("skip_connection", "transcode") if cfg.get(name)] + [name for name in [cfg.get("activation", "topk")] if name != "topk"]
+    others = [name for name in ("skip_connection", "transcode", "signed") if cfg.get(name)] + [name for name in [cfg.get("activation", "topk")] if name != "topk"]
     if others: raise InputError(f"{folder}: {', '.join(others)} makes it another function than a sparse autoencoder; it is not read here")
     if lost := [name for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec") if name not in weights]: raise InputError(f"{folder}/sae.safetensors lacks {', '.join(lost)}")
     if not cfg.get("k"): raise InputError(f"{folder}/cfg.json does not say k, how many latents a row keeps; add it")
@@ -151,7 +151,7 @@ def same_function(a: JumpReLUSAE, b: JumpReLUSAE, rows: int = 256, tolerance: fl
     if isinstance(a, TopKSAE) and not (isinstance(b, TopKSAE) and a.k == b.k and all(torch.allclose(p, q, rtol=tolerance, atol=tolerance) for p, q in zip(a.state_dict().values(), b.state_dict().values()))):
         raise InputError("the top-k SAE that was written is not the one that was read; please report its format")
 
-# %% ../nbs/07_formats.ipynb #7143b7da
+# %% ../nbs/07_formats.ipynb #34ad6f2d
 def convert(path: str | Path,
             to: str,                          # sae_analysis, saelens, dictionary_learning, sparsify or gemma_scope
             out: str | Path | None = None,    # None: a folder beside `path`, named by the format
@@ -159,7 +159,7 @@ def convert(path: str | Path,
             ) -> Path:
     "Writes an SAE in another library's format, and checks that it is the same function; returns where it lies."
     path = Path(path)
-    out = Path(out) if out is not None else path.parent/f"{path.stem}-{_known(to)}"
+    out = Path(out) if out is not None else path.parent/f"{path.stem}-{_known(to)}{'.pt' if to == 'sae_analysis' else ''}"
     sae = open_sae(path, format=format)
     if out.exists() and (out.is_file() or any(out.iterdir())): raise InputError(f"{out} is there already; give another place with out=")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from .sae import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['REGISTRY', 'SEVEN', 'FOUR', 'PARTS', 'Source', 'parse_source', 'Published', 'register', 'published', 'feature_link',
-           'sae_folders', 'is_sae', 'load_source', 'download']
+           'sae_folders', 'is_sae', 'local_path', 'load_source', 'download']
 
 # %% ../nbs/07_hub.ipynb #90e71b11
 @dataclass(frozen=True, order=True)
@@ -86,10 +86,12 @@ def published(name: str) -> Published:
     if name not in REGISTRY: raise InputError(f"no SAEs are known for model {name!r}; {closest(name, sorted(REGISTRY))}. Add yours with sae_analysis.hub.register")
     return REGISTRY[name]
 
-# %% ../nbs/07_hub.ipynb #e9e2bcd7
+# %% ../nbs/07_hub.ipynb #4d851880
 def feature_link(source: Source, feature: int) -> str:
-    "The page that shows a feature, or an empty string."
-    return published(source.model).link.format(layer=source.layer, trainer=source.trainer, feature=feature)
+    "The page that shows a feature, or an empty string: a page that does not name the trainer shows the SAEs of the one that is analysed by default."
+    family = published(source.model)
+    if "{trainer}" not in family.link and source.trainer != family.trainer: return ""
+    return family.link.format(layer=source.layer, trainer=source.trainer, feature=feature)
 
 # %% ../nbs/07_hub.ipynb #959b47ed
 def sae_folders(family: Published, sae_dir: str | Path | None = None) -> list[Path]:
@@ -105,13 +107,19 @@ def is_sae(path: Path) -> bool:
     "Whether an SAE lies there whole; a download that was cut off does not count."
     return path.is_file() or any(all((path/name).is_file() for name in names) for names in PARTS)
 
-# %% ../nbs/07_hub.ipynb #0ac335db
+# %% ../nbs/07_hub.ipynb #c6072154
+def local_path(source: Source, sae_dir: str | Path | None = None) -> Path | None:
+    "Where a source's SAE lies on disk, outside the Hub's cache; None when it does not."
+    family = published(source.model)
+    return next((path for folder in sae_folders(family, sae_dir) if is_sae(path := folder/family.pattern.format(layer=source.layer, trainer=source.trainer))), None)
+
+# %% ../nbs/07_hub.ipynb #1f9c205a
 def load_source(source: Source, sae_dir: str | Path | None = None, device: str = "cpu") -> JumpReLUSAE:
     "The SAE that a source names, from disk, or from the Hub when it is not there."
     family = published(source.model)
     relative = family.pattern.format(layer=source.layer, trainer=source.trainer)
     folders = sae_folders(family, sae_dir)
-    found = next((folder/relative for folder in folders if is_sae(folder/relative)), None)
+    found = local_path(source, sae_dir)
     if found is None and not family.repo: raise InputError(f"{source.name}: no SAE at {', '.join(str(folder/relative) for folder in folders)}; train it first, or give --sae-dir")
     if found is None: found = _cached(family, relative) or download(family, relative, folders, family.check(source).name)
     return open_sae(found, device)

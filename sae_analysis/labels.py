@@ -101,15 +101,19 @@ def _contrasts(ids: np.ndarray, latents: np.ndarray, activation_threshold: float
     return [contrast(ids, active[of].sum(0), active[~of].sum(0), int(of.sum()), int((~of).sum()), label=label, rest=rest, mean=latents[of].mean(0), mean_rest=latents[~of].mean(0),
                      source=found.source.name, token=found.token, link=links) for label, rest, of in groups]
 
-# %% ../nbs/11_labels.ipynb #7d1ab8e2
+# %% ../nbs/11_labels.ipynb #45a220d6
 def compare_tables(tables: dict[str, pd.DataFrame],      # two or more tables with the columns of specific results, by name
                    activation_threshold: float = 0.01) -> pd.DataFrame:
     "The statistics of `compare_labels` for features that all of the tables have: each table against the others."
     if len(tables) < 2: raise InputError("give at least two tables to compare")
-    keys, counted = ["feature_id", "layer", "token"], {}
     for name, table in tables.items():
         if lost := [column for column in ("feature_id", "source", "token", "activation") if column not in table]: raise InputError(f"table {name!r} lacks the column {', '.join(lost)}; compare tables of specific results")
-        grouped = table.assign(layer=[parse_source(source)[0].layer for source in table.source], on=table.activation > activation_threshold).groupby(keys)
+    by_source, counted = bool(set.intersection(*(set(table.source) for table in tables.values()))), {}
+    for name, table in tables.items():
+        parsed = {source: parse_source(source)[0] for source in table.source.unique()}
+        place = {source: about.name if by_source else about.layer for source, about in parsed.items()}
+        if not by_source and len({about.name for about in parsed.values()}) > len(set(place.values())): raise InputError(f"table {name!r} has several SAEs of one layer ({', '.join(sorted(parsed))}); keep those of one model and trainer before comparing")
+        grouped = table.assign(place=table.source.map(place), on=table.activation > activation_threshold).groupby(["feature_id", "place", "token"])
         counted[name] = grouped.agg(active=("on", "sum"), prompts=("on", "size"), mean=("activation", "mean"), source=("source", "first"))
     shared = sorted(set.intersection(*(set(each.index) for each in counted.values())))
     if not shared: raise InputError("the tables have no feature in common at the same layer and token type")

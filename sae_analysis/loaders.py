@@ -153,7 +153,7 @@ def wikipedia_date(date: str) -> str:
     warnings.warn(f"the Wikipedia dump {date} needed a dataset script, which is no longer supported; reading {WIKIPEDIA_DATES[-1]} instead")
     return WIKIPEDIA_DATES[-1]
 
-# %% ../nbs/01_loaders.ipynb #10b90556
+# %% ../nbs/01_loaders.ipynb #33a6889f
 def patient(stream: Any,            # an `IterableDataset`
             tries: int = 6,         # how often to begin anew without getting any further
             pause: float = 10.0,    # seconds before the first of them; each pause is twice the one before
@@ -178,7 +178,7 @@ def patient(stream: Any,            # an `IterableDataset`
 
 def is_network(error: Exception) -> bool:
     "Whether an error comes from the network, and may pass."
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0].rstrip("0123456789") in ("httpx", "httpcore", "aiohttp", "requests", "urllib3", "fsspec")
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3", "fsspec")
 
 # %% ../nbs/01_loaders.ipynb #68257f5d
 class WikipediaCorpus(Corpus):

@@ -29,13 +29,14 @@ def is_far(path: Any) -> bool:
     "Whether a path lies elsewhere than on this machine's disks."
     return not isinstance(path, Path)
 
-# %% ../nbs/00_places.ipynb #cf13657d
+# %% ../nbs/00_places.ipynb #f60a67c8
 def writable_place(path: Any) -> Any:
     "The folder `path`, after a file could be written there."
     folder = place(path)
     if not is_far(folder): return check_writable(folder)
     probe = folder/f".writable.{os.getpid()}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
     except Exception as error:   # every kind of store has errors of its own
@@ -50,16 +51,19 @@ def free_bytes(path: Any) -> float:
     path = path.absolute()
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
-# %% ../nbs/00_places.ipynb #abaa3000
+# %% ../nbs/00_places.ipynb #8a752620
 def far_tensor(file: Any, name: str) -> Tensor:
     "One tensor of a safetensors file far away; only its bytes are read."
+    from safetensors import SafetensorError
     from safetensors.torch import load
     def piece(begin: int, end: int) -> bytes: return file.fs.cat_file(file.path, start=begin, end=end)
-    begins = 8 + int.from_bytes(piece(0, 8), "little")
-    about = json.loads(piece(8, begins))[name]
-    begin, end = about["data_offsets"]
-    header = json.dumps({name: {**about, "data_offsets": [0, end - begin]}}).encode()
-    return load(len(header).to_bytes(8, "little") + header + (piece(begins + begin, begins + end) if end > begin else b""))[name]
+    try:
+        begins = 8 + int.from_bytes(piece(0, 8), "little")
+        about = json.loads(piece(8, begins))[name]
+        begin, end = about["data_offsets"]
+        header = json.dumps({name: {**about, "data_offsets": [0, end - begin]}}).encode()
+        return load(len(header).to_bytes(8, "little") + header + (piece(begins + begin, begins + end) if end > begin else b""))[name]
+    except (ValueError, KeyError, OverflowError, SafetensorError) as error: raise InputError(f"{file} is no whole safetensors file with {name} ({type(error).__name__}); extract this layer again") from None
 
 # %% ../nbs/00_places.ipynb #581f1d94
 def copies() -> Path:

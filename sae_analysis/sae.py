@@ -61,7 +61,7 @@ def check_layer(sae: JumpReLUSAE, layer: int) -> None:
     trained = sae.metadata.get("layer")
     if trained not in (None, layer): raise InputError(f"this SAE was trained on layer {trained}, not on layer {layer}")
 
-# %% ../nbs/06_sae.ipynb #6895cf36
+# %% ../nbs/06_sae.ipynb #9f5b3dd7
 @torch.no_grad()
 def assemble(W_enc: Tensor,              # [d_model, d_hidden]
              b_enc: Tensor,              # [d_hidden]
@@ -72,6 +72,9 @@ def assemble(W_enc: Tensor,              # [d_model, d_hidden]
              k: int | None = None,       # keep the k largest latents of each row
              metadata: dict[str, Any] | None = None) -> JumpReLUSAE:
     "An SAE of given weights."
+    d_model, d_hidden = W_enc.shape
+    for name, value, shape in (("b_enc", b_enc, (d_hidden,)), ("W_dec", W_dec, (d_hidden, d_model)), ("b_dec", b_dec, (d_model,))):
+        if tuple(value.shape) != shape: raise InputError(f"{name} has shape {tuple(value.shape)}, but W_enc {tuple(W_enc.shape)} asks for {shape}; this is no whole SAE")
     config = SAEConfig(d_model=W_enc.shape[0], d_hidden=W_enc.shape[1], target_l0=None)
     with torch.device("meta"): sae = JumpReLUSAE(config, metadata) if k is None else TopKSAE(config, k, metadata)   # large weights are not made twice
     if centred: b_enc = b_enc.double() - sum(part.double() @ rows.double() for part, rows in zip(b_dec.split(256), W_enc.split(256)))
@@ -106,11 +109,12 @@ class TopKSAE(JumpReLUSAE):
 
     def __repr__(self) -> str: return super().__repr__().replace("JumpReLUSAE(", f"TopKSAE(k={self.k}, ")
 
-# %% ../nbs/06_sae.ipynb #2e71a1df
+# %% ../nbs/06_sae.ipynb #212721fa
 @torch.no_grad()
 def fold_scale(sae: JumpReLUSAE, scale: float) -> JumpReLUSAE:
     "The SAE for raw activations `scale * x`, from the one that was trained on `x`; latents come out `scale` times as large."
-    folded = JumpReLUSAE(sae.config, {**sae.metadata, "scale": scale})
+    about = {**sae.metadata, "scale": scale}
+    folded = TopKSAE(sae.config, sae.k, about) if isinstance(sae, TopKSAE) else JumpReLUSAE(sae.config, about)
     folded.load_state_dict({name: p if name.startswith("W") else p*scale for name, p in sae.state_dict().items()})
     return folded.to(sae.W_enc.device)
 

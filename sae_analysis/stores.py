@@ -49,13 +49,13 @@ def damage(path: str | Path) -> list[str]:
     "What is wrong with the stores below `path`: shards that are missing, or whose bytes are no longer those that were written."
     return [line for folder in shard_folders(path) for line in folder.verify()]
 
-# %% ../nbs/05_stores.ipynb #5134f605
+# %% ../nbs/05_stores.ipynb #30b602ae
 def write_pt(store: ActivationStore, path: str | Path) -> Path:
     "Writes a layer as the guide's `.pt` file: `hidden_states [rows, d_model]` in the store's dtype, `layer_idx`, `num_tokens`, `d_model`. All of it is in memory meanwhile."
     rows = store.rows(np.arange(len(store)))
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save({"hidden_states": rows, "layer_idx": store.layer, "num_tokens": len(store), "d_model": store.d_model}, file)
-    return Path(path)
+    return place(path)
 
 # %% ../nbs/05_stores.ipynb #0957938d
 @dataclass(frozen=True)
