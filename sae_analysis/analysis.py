@@ -22,7 +22,7 @@ from .sae import JumpReLUSAE, TopKSAE, assemble, check_layer
 # %% auto #0
 __all__ = ['UNIVERSAL_COLUMNS', 'SPECIFIC_COLUMNS', 'LoadedSource', 'read_positions', 'latents_of', 'Activations', 'chats_of',
            'activations', 'needed_prompts', 'universal_of', 'universal_features', 'join', 'Wanted', 'read_features',
-           'specific_of', 'specific_features', 'check_wanted', 'write_table', 'manifest', 'describe',
+           'specific_of', 'wanted_of', 'specific_features', 'check_wanted', 'write_table', 'manifest', 'describe',
            'active_prompts_path', 'write_active_prompts']
 
 # %% ../nbs/11_analysis.ipynb #1d579362
@@ -206,9 +206,20 @@ def specific_of(found: Activations, wanted: Sequence[Wanted], prompts: Sequence[
                          "feature_id": features, "activation": found.latents(ids).ravel().numpy(), "source": found.source.name, "token": found.token,
                          "link": [feature_link(found.source, i) for i in features]}, columns=SPECIFIC_COLUMNS)
 
-# %% ../nbs/11_analysis.ipynb #57658377
-def specific_features(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], wanted: Sequence[Wanted], **kwargs: Any) -> pd.DataFrame:
+# %% ../nbs/11_analysis.ipynb #dac319c9
+def wanted_of(table: pd.DataFrame) -> list[Wanted]:
+    "The features that a table names by `feature_id` and `source`, each at the token type it was found at where there is a column `token`."
+    token = table.token if "token" in table else pd.Series([None]*len(table), index=table.index, dtype=object)
+    groups = table.groupby([table.source, token], sort=False, dropna=False)
+    return [Wanted(parse_source(source)[0], None if pd.isna(kind) else kind, tuple(int(i) for i in group.feature_id)) for (source, kind), group in groups]
+
+# %% ../nbs/11_analysis.ipynb #cd72a920
+def specific_features(sources: Sequence[LoadedSource], prompts: Sequence[Prompt],
+                      wanted: Sequence[Wanted] | pd.DataFrame,   # or a table that names features, such as the universal one
+                      **kwargs: Any) -> pd.DataFrame:
     "The activation of every wanted feature on every prompt at every token type; the spec's columns."
+    if isinstance(wanted, pd.DataFrame): wanted = wanted_of(wanted)
+    prompts = [prompt if isinstance(prompt, Prompt) else Prompt(prompt, "") for prompt in prompts]
     have = [loaded.source for loaded in sources]
     for each in wanted:
         if each.source not in have: raise InputError(f"source {each.source.name!r} is not loaded; {closest(each.source.name, [s.name for s in have])}")

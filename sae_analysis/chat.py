@@ -18,10 +18,13 @@ from .models import special_token_ids
 __all__ = ['conversation', 'render', 'generation_prompt', 'encode_rendered', 'token_types', 'ChatPrompts', 'token_positions',
            'inspect_positions', 'pad']
 
-# %% ../nbs/03_chat.ipynb #dadc64ae
+# %% ../nbs/03_chat.ipynb #f534732a
 def conversation(content: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
     "The messages of a prompt: one of the user's, or a conversation of several turns as it is."
-    return [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
+    if isinstance(content, str): return [{"role": "user", "content": content}]
+    fine = isinstance(content, (list, tuple)) and content and all(isinstance(each, dict) and isinstance(each.get("content"), str) and each.get("role") in ("system", "user", "assistant") for each in content)
+    if not fine: raise InputError(f"a conversation is a list of messages such as {{'role': 'user', 'content': 'Hi'}}, with the roles system, user and assistant; found {str(content)[:80]}")
+    return list(content)
 
 # %% ../nbs/03_chat.ipynb #b241ed2c
 def render(tokenizer: Any, content: str | Sequence[dict[str, str]], generation_prompt: bool = True) -> str:
@@ -70,12 +73,13 @@ class ChatPrompts:
     def __len__(self) -> int: return len(self.input_ids)
     def __repr__(self) -> str: return f"ChatPrompts({len(self)} prompts, types {', '.join(self.positions)}, {len(self.shortened)} shortened)"
 
-# %% ../nbs/03_chat.ipynb #feb3151d
+# %% ../nbs/03_chat.ipynb #99d858b4
 def token_positions(tokenizer: Any, prompts: Sequence[Prompt | str | Sequence[dict[str, str]]],   # a message each, or a conversation of several
                     types: Sequence[str] | None = None,  # None: all that the template has
                     max_length: int | None = None,       # longest prompt in tokens
                     ) -> ChatPrompts:
     "Encodes `prompts` as chats and finds where each token type stands; raises `InputError` for a type the template lacks."
+    if isinstance(prompts, (str, Prompt)): raise InputError("prompts must be a list, of a single prompt too: [prompt]")
     known, header = token_types(tokenizer), generation_prompt(tokenizer)
     for kind in (types := list(types or known)):
         if kind not in known: raise InputError(f"token type {kind!r} has no meaning in this chat template; its types are: {', '.join(known)}")

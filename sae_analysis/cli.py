@@ -160,12 +160,12 @@ def extract_and_train(argv: Sequence[str] | None = None) -> int:
     "Console script: the guide's `extract_and_train`."
     return run_command(_extract_and_train, extract_and_train_parser(), argv)
 
-# %% ../nbs/13_cli.ipynb #7651e785
+# %% ../nbs/13_cli.ipynb #73ceb356
 def run_sae_analysis_parser() -> argparse.ArgumentParser:
     "The analysis spec's flags, and filters."
     p = argparse.ArgumentParser(prog="run_sae_analysis", description="Which SAE features fire where a chat model's assistant begins to speak.")
     p.add_argument("--analysis", required=True, choices=["universal", "specific", "both"])
-    p.add_argument("--universal-output", default="results/universal_features.csv", help="CSV of universal features")
+    p.add_argument("--universal-output", default="results/universal_features.csv", help="CSV of universal features; activation_mean is over the prompts on which a feature is active, activation_max and activation_min over all of them")
     p.add_argument("--features-csv", default=None, help="CSV with feature_id and source, for specific analysis (with 'both', default: the universal output)")
     p.add_argument("--specific-output", default="results/specific_features.csv", help="CSV of specific activations")
     p.add_argument("--prompts-path", default=["./prompts"], nargs="+", help="a .jsonl file, a folder of them, or several of these (default: ./prompts)")
@@ -213,7 +213,7 @@ def survey_of(a: argparse.Namespace) -> Any:
     analyses = (["universal", "specific"] if a.analysis == "both" else [a.analysis]) + (["labels"] if a.labels_output else [])
     return Survey(load_prompts(a.prompts_path), sources, wanted, analyses, a.threshold, a.activation_threshold, _names(a.tokens), a.batch_size, a.sae_dir, pick_device(a.device), a.dtype, more)
 
-# %% ../nbs/13_cli.ipynb #4bed6ad1
+# %% ../nbs/13_cli.ipynb #7168ddba
 def _run_sae_analysis(a: argparse.Namespace) -> None:
     from sae_analysis.survey import plan_survey, run_survey
     survey = survey_of(a)
@@ -222,9 +222,14 @@ def _run_sae_analysis(a: argparse.Namespace) -> None:
         return
     for path in _outputs(a, survey).values(): check_writable(Path(path).parent)
     done = []
-    for findings in run_survey(survey):   # files are written after each model: an error in the next one loses nothing
-        done.append(findings)
-        tables = _write_findings(a, survey, done)
+    if a.record_prompts and "specific" not in survey.analyses: log.warning("--record-prompts records what specific analysis finds; with --analysis universal it does nothing")
+    try:
+        for findings in run_survey(survey):   # files are written after each model: an error in the next one loses nothing
+            done.append(findings)
+            tables = _write_findings(a, survey, done)
+    except InputError as error:
+        kept = ", ".join(_outputs(a, survey).values())
+        raise InputError(f"{error}" + (f"\n  What the models before it gave is in {kept}" if done else "")) from None
     for kind, path in _outputs(a, survey).items():
         print({"universal": f"{len(tables[kind])} universal features in {path}", "specific": f"{len(tables[kind])} activations in {path}", "labels": f"{len(tables[kind])} comparisons of labels in {path}"}[kind])
 

@@ -37,7 +37,7 @@ def parse_source(text: str) -> tuple[Source, str | None]:
     model, trainer, layer, token = match.groups()
     return Source(model, int(trainer), int(layer)), token
 
-# %% ../nbs/07_hub.ipynb #95d0975b
+# %% ../nbs/07_hub.ipynb #21f2fe1b
 @dataclass(frozen=True)
 class Published:
     "A family of SAEs for one language model."
@@ -60,15 +60,19 @@ class Published:
 
     def check(self, source: Source) -> Source:
         "The source itself, when its layer and trainer were published as far as is known."
+        if "{trainer}" not in self.pattern and source.trainer != self.trainer: raise InputError(f"{source.name}: {self.name} has SAEs of trainer {self.trainer} only")
         for kind, value, known in (("layer", source.layer, self.all_layers), ("trainer", source.trainer, self.trainers)):
             if known and value not in known: raise InputError(f"{source.name}: no SAE of {kind} {value} was published; there are {', '.join(map(str, known))}")
         return source
 
-# %% ../nbs/07_hub.ipynb #6130bd14
+# %% ../nbs/07_hub.ipynb #2514b33e
 REGISTRY: dict[str, Published] = {}
 
 def register(published: Published) -> Published:
-    "Makes a family of SAEs known by its name; returns it."
+    "Makes a family of SAEs known by its name, such as `register(Published('mine', 'gpt2', '', 'layer_{layer}.pt', (6,), 0, 'checkpoints'))`; returns it."
+    for text in (published.pattern, published.link):
+        try: text.format(layer=0, trainer=0, feature=0)
+        except (KeyError, IndexError, ValueError) as error: raise InputError(f"{published.name}: {text!r} may hold {{layer}}, {{trainer}} and, in a link, {{feature}}; {error} is none of these") from None
     REGISTRY[published.name] = published
     return published
 
@@ -113,10 +117,11 @@ def local_path(source: Source, sae_dir: str | Path | None = None) -> Path | None
     family = published(source.model)
     return next((path for folder in sae_folders(family, sae_dir) if is_sae(path := folder/family.pattern.format(layer=source.layer, trainer=source.trainer))), None)
 
-# %% ../nbs/07_hub.ipynb #1f9c205a
+# %% ../nbs/07_hub.ipynb #abab1c42
 def load_source(source: Source, sae_dir: str | Path | None = None, device: str = "cpu") -> JumpReLUSAE:
     "The SAE that a source names, from disk, or from the Hub when it is not there."
     family = published(source.model)
+    if not family.repo: family.check(source)
     relative = family.pattern.format(layer=source.layer, trainer=source.trainer)
     folders = sae_folders(family, sae_dir)
     found = local_path(source, sae_dir)

@@ -77,12 +77,13 @@ def groups_of(labels: Sequence[str]) -> list[tuple[str, str, np.ndarray]]:
     if len(names) < 2: raise InputError(f"all prompts have the label {names[0]!r}; to compare labels, give prompts of at least two")
     return [(name, names[1] if len(names) == 2 else "all others", labels == name) for name in (names[:1] if len(names) == 2 else names)]
 
-# %% ../nbs/11_labels.ipynb #14c693d7
+# %% ../nbs/11_labels.ipynb #fe70a9ec
 def compare_labels(sources: Sequence[LoadedSource], prompts: Sequence[Prompt],
                    activation_threshold: float = 0.01,   # a feature is active above this
                    **kwargs: Any                         # `tokens`, `batch_size` and others of `activations`
                    ) -> pd.DataFrame:
     "For every feature that fires at all, at every token type: how often on each label, with intervals, effect size, exact p and corrected q."
+    if not all(isinstance(prompt, Prompt) for prompt in prompts): raise InputError("comparing labels takes prompts with labels: Prompt(content, label)")
     return ranked(contrasts_of(activations(sources, prompts, **kwargs), prompts, activation_threshold))
 
 # %% ../nbs/11_labels.ipynb #09245e54

@@ -97,7 +97,7 @@ def stage(folder: str | Path, repo_id: str, out: str | Path) -> Path:
     write_text(out/"README.md", model_card(repo_id, saes))
     return out
 
-# %% ../nbs/12_publish.ipynb #b12a7ec8
+# %% ../nbs/12_publish.ipynb #712d0be3
 def push_to_hub(folder: str | Path,       # of a training run, or one that `save_pretrained` wrote
                 repo_id: str,             # such as "me/pocket-saes"; made when it is not there
                 private: bool = False,
@@ -117,5 +117,6 @@ def push_to_hub(folder: str | Path,       # of a training run, or one that `save
             if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
                 raise InputError(f"you may not write to {repo_id}: run `hf auth login` with a token that may write, or choose a name of your own") from None
             if not any(isinstance(each, HfHubHTTPError) or is_network(each) for each in (error, error.__cause__)): raise
+            if type(error).__name__.startswith(("Connect", "OfflineMode")): raise InputError(f"cannot reach the Hugging Face Hub; nothing was sent to {repo_id}") from None
             raise InputError(f"the upload to {repo_id} broke off ({type(error).__name__}: {str(error).splitlines()[0][:200]}); start it again, what has arrived is not sent twice") from error
     return str(address)

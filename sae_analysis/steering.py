@@ -53,10 +53,11 @@ def edited(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[LanguageMode
     model.check_layers([edit.layer for edit in edits] or [0])
     with hooked([(model.blocks[edit.layer], change(edit)) for edit in edits]): yield model
 
-# %% ../nbs/11_steering.ipynb #444da9dc
+# %% ../nbs/11_steering.ipynb #fa01f7cd
 @torch.no_grad()
 def typical_activations(sae: JumpReLUSAE, model: LanguageModel, texts: Any, layer: int, max_tokens: int = 20_000, context: int = 128) -> Tensor:
     "The mean activation of every feature over the rows on which it is active, `[d_hidden]`; NaN for one that never is. Position 0 of a window is left out."
+    check_layer(sae, layer)
     total, count = torch.zeros(sae.config.d_hidden, dtype=torch.float64), torch.zeros(sae.config.d_hidden)
     windows, read = pack(texts, model.tokenizer, min(context, model.context_length)), 0
     for window in windows:
@@ -67,11 +68,12 @@ def typical_activations(sae: JumpReLUSAE, model: LanguageModel, texts: Any, laye
         total += latents.double().sum(0); count += (latents > 0).sum(0); read += int(keep.sum())
     return (total/count).float()
 
-# %% ../nbs/11_steering.ipynb #559d812b
+# %% ../nbs/11_steering.ipynb #b16163fe
 def steering(sae: JumpReLUSAE, layer: int, features: dict[int, float], typical: Tensor) -> list[Edit]:
     "Edits that add each feature, as many times its typical activation as `features` says; 0 removes it."
     for feature in features:
-        if not 0 <= feature < len(typical) or (features[feature] and torch.isnan(typical[feature])): raise InputError(f"feature {feature} has no typical activation: it was never active on the texts that were read")
+        if not 0 <= feature < len(typical): raise InputError(f"feature {feature} is past the end of the SAE, which has {len(typical)} features")
+        if features[feature] and torch.isnan(typical[feature]): raise InputError(f"feature {feature} has no typical activation: it was never active on the texts that were read; read more text, or other text")
     return [Edit(sae, layer, feature, times*float(typical[feature]) if times else None) for feature, times in features.items()]
 
 # %% ../nbs/11_steering.ipynb #561cd27f
