@@ -18,7 +18,7 @@ def make(folder: Path, d_hidden: int, prompts: int) -> None:
     from sae_analysis.sae import assemble
     torch.manual_seed(0)
     tokenizer = load_model("pocket", "cpu").tokenizer
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=17, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024)
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder/"model"); tokenizer.save_pretrained(folder/"model")
     for layer in LAYERS:
@@ -98,6 +98,7 @@ def main() -> None:
         runs = pd.DataFrame([{"way": names[way], **measured(way, Path(folder))} for _ in range(rounds) for way in names])
     table = runs.groupby("way", sort=False).median().reset_index()
     by = table.set_index("way")
+    print(table.to_string(index=False), flush=True)
     few, many = sorted(by["features found"])
     if many - few > 0.001*many: sys.exit(f"the two ways found different features: {by['features found'].to_dict()}")   # a few lie on the threshold
     goals = [Goal("times faster than the spec's loop", by.seconds["the spec's loop"]/by.seconds["ours"], 10),
