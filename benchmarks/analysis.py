@@ -1,5 +1,5 @@
 """Which features fire where the assistant begins to speak: our survey against the loop of the public code behind the spec, on a small Llama-shaped model with SAEs of 131,072 latents."""
-import json, subprocess, sys, tempfile, time
+import json, subprocess, sys, tempfile
 from itertools import islice
 from pathlib import Path
 import pandas as pd

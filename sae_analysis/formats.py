@@ -33,7 +33,7 @@ def format_of(path: str | Path) -> str:
     raise InputError(f"{folder} holds no SAE whose format is known here" + (f"; give one of its checkpoints: {', '.join(sorted(checkpoints)[:5])}" if checkpoints else
                      f"; looked for {', '.join(marks.values())}"))
 
-# %% ../nbs/07_formats.ipynb #86d6706c
+# %% ../nbs/07_formats.ipynb #5675cbe4
 def from_dictionary(dictionary: Any, metadata: dict[str, Any] | None = None) -> JumpReLUSAE:
     "A `dictionary_learning` dictionary as an inference SAE that computes the same."
     d, kind, more = dictionary, type(dictionary).__name__, {"metadata": metadata}
@@ -45,8 +45,7 @@ def from_dictionary(dictionary: Any, metadata: dict[str, Any] | None = None) -> 
     if kind == "AutoEncoderTopK": return assemble(W_enc, d.encoder.bias, W_dec, d.b_dec, centred=True, k=int(d.k), **more)
     if kind == "AutoEncoder": return assemble(W_enc, d.encoder.bias, W_dec, d.bias, centred=True, **more)
     if kind == "AutoEncoderNew": return assemble(W_enc, d.encoder.bias, W_dec, d.decoder.bias, **more)
-    shift = d.decoder_bias @ W_enc
-    W_mag, b_mag, threshold = ungate(W_enc, d.r_mag, d.gate_bias - shift, d.mag_bias - d.r_mag.exp()*shift)
+    W_mag, b_mag, threshold = ungate(W_enc, d.r_mag, d.gate_bias, d.mag_bias, d.decoder_bias)
     return assemble(W_mag, b_mag, W_dec, d.decoder_bias, threshold, **more)
 
 # %% ../nbs/07_formats.ipynb #b62f9146

@@ -83,13 +83,15 @@ def assemble(W_enc: Tensor,              # [d_model, d_hidden]
         setattr(sae, name, nn.Parameter(value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)))
     return sae
 
-# %% ../nbs/06_sae.ipynb #243dfc0f
+# %% ../nbs/06_sae.ipynb #96b971e5
 def ungate(W: Tensor,       # [d_model, d_hidden]
-           r_mag: Tensor, b_gate: Tensor, b_mag: Tensor   # [d_hidden]
+           r_mag: Tensor, b_gate: Tensor, b_mag: Tensor,  # [d_hidden]
+           b_dec: Tensor | None = None                    # [d_model] where it is subtracted from the input
            ) -> tuple[Tensor, Tensor, Tensor]:
     "Encoder weights, biases and thresholds of the JumpReLU SAE that a gated one is (Rajamanoharan et al. 2024, appendix)."
-    stretch = r_mag.exp()
-    return W*stretch, b_mag, b_mag - stretch*b_gate
+    stretch, shift = r_mag.exp(), 0.0 if b_dec is None else b_dec @ W
+    bias = b_mag - stretch*shift
+    return W*stretch, bias, bias - stretch*(b_gate - shift)
 
 # %% ../nbs/06_sae.ipynb #bc1e088c
 class TopKSAE(JumpReLUSAE):
@@ -216,7 +218,7 @@ def from_pretrained(folder: str | Path) -> JumpReLUSAE:
     sae.metadata = ours.get("metadata") or {key: value for key, value in found.items() if value is not None}
     return sae
 
-# %% ../nbs/06_sae.ipynb #0fedf3ba
+# %% ../nbs/06_sae.ipynb #17114b52
 def _from_lens(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> JumpReLUSAE:
     "The SAE that SAELens's settings and weights describe."
     kind, function = cfg.get("architecture", "standard"), cfg.get("activation_fn_str") or cfg.get("activation_fn") or "relu"   # versions before 6 named the function apart
@@ -234,13 +236,9 @@ def _from_lens(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) ->
             W_enc, b_enc, W_dec = W_enc*size, b_enc*size, W_dec/size[:, None]
         centred = cfg.get("apply_b_dec_to_input", True)
         if kind != "gated": return assemble(W_enc, b_enc, W_dec, b_dec, threshold, centred, k if kind == "topk" else None)
-        shift = b_dec @ W_enc if centred else 0   # before the stretching
-        return assemble(*_gated(W_enc, weights, shift, W_dec, b_dec))
+        W_mag, b_mag, threshold = ungate(W_enc, weights["r_mag"], weights["b_gate"], weights["b_mag"], b_dec if centred else None)
+        return assemble(W_mag, b_mag, W_dec, b_dec, threshold)
     except KeyError as error: raise InputError(f"{folder} is no whole SAE: {kind} needs the weight {error}") from None
-
-def _gated(W: Tensor, weights: dict[str, Tensor], shift: Tensor | float, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
-    W_enc, b_enc, threshold = ungate(W, weights["r_mag"], weights["b_gate"] - shift, weights["b_mag"] - weights["r_mag"].exp()*shift)
-    return W_enc, b_enc, W_dec, b_dec, threshold
 
 # %% ../nbs/06_sae.ipynb #79d63b74
 def load_sae(path: str | Path, device: str = "cpu") -> JumpReLUSAE:
