@@ -31,8 +31,9 @@ class Reader:
 
     def read(self, shard: TokenShard, layers: Sequence[int], document_ids: Sequence[str], bar: Any = None) -> dict[int, dict[str, Tensor]]:
         "`hidden_states [rows, d_model]` and `norms [rows]` of each layer, in the order of windows and positions."
-        found: dict[int, list[dict[str, Tensor]]] = {layer: [] for layer in layers}
-        start = 0
+        width, sizes = self.model.d_model, shard.kept.sum(1).tolist()
+        found = {layer: {"hidden_states": torch.empty(sum(sizes), width, dtype=self.dtype), "norms": torch.empty(sum(sizes))} for layer in layers}
+        start = done = 0
         while start < len(shard.input_ids):
             part = slice(start, start + self.batch_size)
             try: rows = self._rows(shard, part, layers, document_ids)
@@ -41,10 +42,12 @@ class Reader:
                 self.batch_size //= 2
                 log.warning("out of memory: from here on %s windows are read at a time", self.batch_size)
                 continue
-            for layer in layers: found[layer].append(rows[layer])
-            if bar is not None: bar.update(int(shard.kept[part].sum()))
-            start = part.stop
-        return {layer: {name: torch.cat([piece[name] for piece in pieces]) for name in ("hidden_states", "norms")} for layer, pieces in found.items()}
+            count = sum(sizes[part])
+            for layer in layers:
+                for name, values in rows[layer].items(): found[layer][name][done:done + count] = values
+            if bar is not None: bar.update(count)
+            start, done = part.stop, done + count
+        return found
 
     def _rows(self, shard: TokenShard, part: slice, layers: Sequence[int], document_ids: Sequence[str]) -> dict[int, dict[str, Tensor]]:
         ids, kept, mask = shard.input_ids[part].long(), shard.kept[part], None
@@ -76,8 +79,8 @@ def stored(rows: Tensor, dtype: torch.dtype, layer: int) -> Tensor:
 
 # %% ../nbs/05_extractor.ipynb #b54d91a9
 def shard_windows(model: LanguageModel, context: int) -> int:
-    "How many windows make a shard: 65,536 tokens, or as many as take 2 GB in bf16 over all of the model's layers."
-    return max(1, min(65_536, 2**30//(model.d_model*model.n_layers))//context)
+    "How many windows make a shard: 32,768 tokens, or as many as take 1 GB in bf16 over all of the model's layers."
+    return max(1, min(32_768, 2**29//(model.d_model*model.n_layers))//context)
 
 # %% ../nbs/05_extractor.ipynb #ad95bb8d
 def run_facts(model: LanguageModel, corpus: Any, context: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -129,6 +132,7 @@ def lacks(folder: ShardFolder, num_tokens: int) -> bool:
 def _open_folders(out: Path, layers: Sequence[int], facts: dict[str, Any], num_tokens: int = 0) -> Folders:
     "The folders of a run, begun, or gone on with up to `num_tokens`; notes that processes left are taken in."
     folders = {layer: ShardFolder(layer_folder(out, layer)) for layer in (None, *layers)}
+    facts = {**facts, "shard_windows": folders[None].manifest.get("shard_windows", facts["shard_windows"])}   # a run goes on in the sizes it began with
     for layer, folder in folders.items(): folder.begin(facts if layer is None else {**facts, "layer": layer})
     for folder in folders.values():
         folder.join()
