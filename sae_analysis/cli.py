@@ -284,6 +284,7 @@ def demo_prompts(documents: Sequence[Any], each: int = 12) -> list[Any]:
 # %% ../nbs/13_cli.ipynb #c41b0ee4
 def _demo(a: argparse.Namespace) -> None:
     from sae_analysis.evaluation import checklist, evaluate
+    from sae_analysis.explorer import FeatureExplorer
     from sae_analysis.interpreter import interpret
     from sae_analysis.loaders import DocsCorpus
     from sae_analysis.models import load_model
@@ -304,6 +305,7 @@ def _demo(a: argparse.Namespace) -> None:
     print("4/5  gathering evidence for every feature")
     features = interpret(run.sae, model, heldout, a.layer, max_tokens=100_000)
     interpretations = features.save(out/"interpretations"/f"layer_{a.layer}_interpretations.json")
+    FeatureExplorer(features).to_html(out/"features.html")
     print("5/5  analysing where the assistant begins to speak")
     universal, prompts = _demo_analysis(out, a.layer, heldout, device)
     targets = checklist(quality, run.history, settings, interpretations.exists())
@@ -334,7 +336,7 @@ def _demo_analysis(out: Path, layer: int, heldout: Sequence[Any], device: str) -
 
 # %% ../nbs/13_cli.ipynb #cf1b454f
 def _demo_report(out: Path, a: argparse.Namespace, quality: Any, history: dict[str, Any], features: Any, universal: Any, prompts: int, targets: Any, rows: int) -> None:
-    from sae_analysis.explorer import report_html
+    from sae_analysis.dashboard import report_html
     lead = (f"A JumpReLU SAE with {a.d_hidden:,} latents on layer {a.layer} of the pocket model, trained on {rows:,} tokens of the documentation "
             f"installed on this machine, measured and explained on {quality.figures['rows']:,} tokens it has not seen.")
     write_text(out/"report.html", report_html("The pocket model, explained", lead, targets, quality, history, features, universal, prompts))
