@@ -153,15 +153,46 @@ def chromium() -> str:
     return found
 
 
-def explorer_notebook(path: Path) -> None:
-    "Writes a notebook with widgets: what is typed goes to the kernel, and what the kernel makes of it comes back."
-    widgets = """import html
-from ipywidgets import HTML, Button, Text, VBox
+NOTEBOOK = """import tempfile
+from itertools import islice
+import torch
+from sae_analysis.analysis import LoadedSource, universal_features
+from sae_analysis.config import SAEConfig, TrainConfig
+from sae_analysis.explorer import FeatureExplorer, LabelExplorer, PositionExplorer, PromptExplorer, TrainingExplorer
+from sae_analysis.extractor import extract
+from sae_analysis.hub import Source
+from sae_analysis.interpreter import interpret
+from sae_analysis.labels import compare_labels
+from sae_analysis.loaders import DocsCorpus, Prompt
+from sae_analysis.models import load_model
+from sae_analysis.trainer import train
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+model, folder = load_model("pocket"), tempfile.mkdtemp()
+texts = [document.text for document in islice(DocsCorpus(["json", "random", "tqdm"]), 120)] + [f"{HOSTILE} and {HOSTILE}"]*20
+store = extract(model, texts, [2], 40_000, folder, context_length=128)[2]
+%%
+curves = TrainingExplorer()
+curves
+%%
+run = train(store, SAEConfig(d_model=model.d_model, d_hidden=256, target_l0=25), TrainConfig(epochs=6, batch_size=512), watch=curves.watch)
+features = interpret(run.sae, model, texts, 2)
+%%
+FeatureExplorer(features)
+%%
+PromptExplorer(model, run.sae, features)
+%%
+prompts = [Prompt(f"What does `{name}` do?", "code") for name in ("len", "print", "zip", HOSTILE)] + [Prompt(f"How do you feel about {name}?", "feeling") for name in ("rain", "music", "me", HOSTILE)]
+sources = [LoadedSource(Source("pocket", 0, 2), model, run.sae)]
+PositionExplorer(model.tokenizer, prompts, universal_features(sources, prompts), features)
+%%
+LabelExplorer(compare_labels(sources, prompts), features)
+%%
+FeatureExplorer(features).to_html("explorer_test.html")"""
 
-typed, button, shown = Text(description="token"), Button(description="show"), HTML()
-button.on_click(lambda _: setattr(shown, "value", f"the kernel read <code>{html.escape(typed.value)}</code>"))
-VBox([typed, button, shown])"""
-    cells = [nbformat.v4.new_markdown_cell("# Widgets"), nbformat.v4.new_code_cell(widgets)]
+
+def explorer_notebook(path: Path) -> None:
+    "Writes a notebook with every explorer, over an SAE that it trains; hostile text is among what it is trained on."
+    cells = [nbformat.v4.new_code_cell(source) for source in NOTEBOOK.split("\n%%\n")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), path)
 
 
@@ -169,17 +200,16 @@ def report_page(path: Path) -> None:
     "Writes the report of an SAE one of whose tokens is hostile."
     import pandas as pd, torch
     from sae_analysis.evaluation import Quality
-    from sae_analysis.explorer import report_html
+    from sae_analysis.dashboard import report_html
     from sae_analysis.interpreter import Features
     steps = list(range(1, 101))
     history = {"curve": {"step": steps, "l0": [75 + 60*0.97**s for s in steps], "recon_loss": [0.1 + 0.9*0.98**s for s in steps]}, "recon_loss": [0.15], "l0": [75], "fvu": [0.12]}
     quality = Quality({"l0": 75.0, "fvu": 0.1}, {"l0": 76.0, "fvu": 0.2}, torch.linspace(0, 1, 100)**4, torch.linspace(40, 110, 500))
     example = {"text": "", "position": 3, "activation": 2.0, "document": HOSTILE, "tokens": ["a ", HOSTILE, "\n"], "values": [0.0, 2.0, 0.5], "firing": 1}
     card = {"feature_id": 0, "active": True, "label": HOSTILE, "density": 0.01, "score": 3.2, "top_activation": 2.0, "firing_tokens": [[HOSTILE, 4, 9.0]], "top_examples": [example]}
-    rows = pd.DataFrame([{"feature_id": 0, "label": HOSTILE, "score": 3.2, "density": 0.01, "num_activations": 40, "dead": False}])
     universal = pd.DataFrame([{"feature_id": 0, "activation_mean": 1.0, "activation_max": 2.0, "activation_min": 0.0, "num_prompts": 3, "link": "", "source": HOSTILE, "token": "asst"}])
     targets = pd.DataFrame([{"target": "dead", "measured": "0%", "met": True}, {"target": HOSTILE, "measured": "80%", "met": False}])
-    path.write_text(report_html(HOSTILE, HOSTILE, targets, quality, history, Features(rows, [card], {"tokens": 10}), universal, 4), encoding="utf-8")
+    path.write_text(report_html(HOSTILE, HOSTILE, targets, quality, history, Features([card], lambda i: {}, {"tokens": 10}), universal, 4), encoding="utf-8")
 
 
 def quickstart(lab: Lab) -> None:
@@ -187,20 +217,88 @@ def quickstart(lab: Lab) -> None:
     lab.open("tutorials/quickstart.ipynb")
     for theme in THEMES: lab.screenshot("quickstart-opened", theme)
     lab.run_all()
-    expect(lab.page.locator(".jp-OutputArea .sae article")).to_have_count(3)
+    expect(lab.page.locator(".jp-OutputArea .sae article").first).to_be_visible()
+    expect(lab.page.locator(".jp-OutputArea .prompt table")).to_have_count(1)
     for theme in THEMES: lab.screenshot("quickstart", theme)
 
 
-def explorer(lab: Lab) -> None:
-    "Widgets answer, and what is typed into them stays text."
+def explorers(lab: Lab) -> None:
+    "Every explorer in a notebook: it is searched, clicked and typed into, and shows what it should."
     explorer_notebook(lab.notebooks/"explorer_test.ipynb")
     lab.open("explorer_test.ipynb")
     lab.run_all()
-    lab.output(1).get_by_role("textbox").fill(HOSTILE)
-    lab.output(1).get_by_role("button", name="show").click()
-    expect(lab.output(1).locator("code")).to_have_text(HOSTILE)
-    expect(lab.output(1).locator("img")).to_have_count(0)
-    for theme in THEMES: lab.screenshot("explorer", theme)
+    training, features, prompt, positions, labels = (lab.output(number) for number in (1, 3, 4, 5, 6))
+    expect(training.locator("img[alt^='Training of layer 2: step']")).to_have_count(1)   # drawn while the next cell ran
+    _features(lab, features)
+    _prompt(prompt)
+    positions.get_by_role("slider").press("End")
+    expect(positions.locator("mark sub").first).to_have_text("asst")
+    expect(positions.locator("code").first).to_contain_text("onerror=")
+    expect(positions.locator("table")).to_have_count(1)
+    expect(labels.locator("img[alt^='Volcano plot']")).to_have_count(1)
+    before = labels.locator("img").get_attribute("src")
+    labels.get_by_label("token").select_option("newline")
+    expect(labels.locator("img")).not_to_have_attribute("src", before)
+    expect(lab.page.locator(".jp-OutputArea img:not([src^='data:'])")).to_have_count(0)
+    for theme in THEMES: lab.screenshot("explorers", theme)
+
+
+def _features(lab: Lab, output: Locator) -> None:
+    heading, listed = output.locator("article h3"), output.get_by_role("listbox")
+    expect(heading).to_have_count(1)
+    first = heading.inner_text()
+    listed.locator("option").nth(3).wait_for(state="attached")
+    listed.select_option(index=3)
+    expect(heading).not_to_have_text(first)
+    fourth = heading.inner_text()
+    output.get_by_label("row").press("ArrowUp")                 # the keyboard goes on, as in every number field: up is one more
+    expect(heading).not_to_have_text(fourth)
+    output.get_by_role("button", name="previous").click()
+    expect(heading).to_have_text(fourth)
+    jump = output.get_by_label("feature", exact=True)
+    jump.fill("17"); jump.press("Enter")
+    expect(heading).to_contain_text("Feature 17")
+    output.get_by_role("button", name="previous").click()
+    output.locator(".widget-hbox button[title^='open feature']").first.click()
+    search = output.get_by_placeholder("search labels")
+    search.fill("json"); search.press("Enter")
+    expect(output.get_by_text("of 256 features")).not_to_contain_text("256 of")
+    expect(listed.locator("option").first).to_be_attached()
+    search.fill(""); search.press("Enter")
+
+
+def _prompt(output: Locator) -> None:
+    text, table = output.get_by_role("textbox"), output.locator(".prompt table")
+    expect(table).to_have_count(1)
+    text.fill(f"A list is {HOSTILE}"); output.get_by_role("button", name="read").click()
+    expect(table.locator("thead")).to_contain_text("onerror")
+    output.get_by_role("listbox").select_option(index=0)
+    expect(output.locator("article h3")).to_contain_text("Feature")
+    output.get_by_label("as a chat message").check()
+    expect(table.locator("thead")).to_contain_text("assistant")
+
+
+def page(lab: Lab) -> None:
+    "The exported page of features works from disk, without a network: search, order, keys, links."
+    shutil.copy(lab.notebooks/"explorer_test.html", lab.folder/"features.html")
+    for theme in THEMES:
+        page = lab.open_offline(lab.folder/"features.html", theme)
+        heading, rows = page.locator("article:not([hidden]) h3"), page.locator("tbody tr:not([hidden])")
+        expect(heading).to_have_count(1)
+        page.get_by_label("search").fill("json")
+        expect(page.get_by_role("status")).not_to_contain_text("256 of 256")
+        rows.nth(1).click()
+        expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')}")
+        page.get_by_label("search").fill(""); page.keyboard.press("Escape")
+        page.get_by_role("button", name="density").click()
+        expect(page.locator("th[aria-sort=descending]")).to_have_text("density")
+        rows.first.click(); page.keyboard.press("j")
+        expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')}")
+        page.locator("article:not([hidden]) dd a").first.click()
+        page.locator("article:not([hidden]) summary").click()
+        expect(page.locator("article:not([hidden]) .decile").first).to_be_visible()
+        expect(page.locator("img")).to_have_count(0)
+        lab.screenshot("features", theme, page)
 
 
 def report(lab: Lab) -> None:
@@ -210,12 +308,12 @@ def report(lab: Lab) -> None:
         page = lab.open_offline(lab.folder/"report.html", theme)
         expect(page).to_have_title(HOSTILE)
         expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
-        expect(page.locator(".context .peak")).to_have_text(HOSTILE)
+        expect(page.locator(".context .peak")).to_contain_text(HOSTILE)
         expect(page.locator("img:not([src^='data:']), script")).to_have_count(0)
         lab.screenshot("report", theme, page)
 
 
-STEPS = {"quickstart": quickstart, "explorer": explorer, "report": report}
+STEPS = {"quickstart": quickstart, "explorers": explorers, "page": page, "report": report}
 
 
 def main(names: list[str], screenshots: Path) -> int:

@@ -55,9 +55,7 @@ LIST_STYLE = "<style>.sae-list select{font:12px/1.5 ui-monospace,monospace;white
 # %% ../nbs/12_explorer.ipynb #367766d9
 def find_features(features: Features, search: str = "", by: str = "score", most: int = 500) -> Any:
     "The rows of the table whose label or firing tokens hold `search`, or whose number it is, highest `by` first."
-    table, wanted = features.sort_values(by, ascending=by == "feature_id"), search.strip().lower()
-    if wanted: table = table[table.label.str.lower().str.contains(wanted, regex=False) | (table.feature_id.astype(str) == wanted)]
-    return table.head(most)
+    return features.find(search).sort_values([by, "feature_id"], ascending=[by == "feature_id", True]).head(most)
 
 # %% ../nbs/12_explorer.ipynb #255d02f9
 def feature_row(row: Any) -> str:
@@ -76,7 +74,7 @@ class FeatureExplorer(Explorer):
         self.features = features
         best = features.best(1)
         self.start = feature_id if feature_id is not None else best[0]["feature_id"] if best else 0
-        features[self.start]
+        self.current = features[self.start]["feature_id"]
 
     def __repr__(self) -> str: return f"FeatureExplorer({self.features!r})"
 
@@ -95,15 +93,16 @@ class FeatureExplorer(Explorer):
         w = ipywidgets
         self.search, self.sorting = w.Text(placeholder="search labels", continuous_update=False, layout=w.Layout(width="12rem")), _labelled("Dropdown", "sort by", options=["score", "density", "top_activation", "detection", "feature_id"], layout=w.Layout(width="13rem"))
         self.list, self.head = _list(18, "features"), w.HTML(f'{LIST_STYLE}<code style="font-size:12px;white-space:pre">{self.HEAD}</code>')
-        self.previous, self.next, self.jump = w.Button(description="previous"), w.Button(description="next"), _labelled("BoundedIntText", "feature", min=0, max=len(self.features) - 1, value=self.start, layout=w.Layout(width="10rem"))
-        for button in (self.previous, self.next): button.layout.width = "6rem"
+        self.previous, self.next, self.row = w.Button(description="previous"), w.Button(description="next"), _labelled("BoundedIntText", "row", min=1, max=1, continuous_update=True, layout=w.Layout(width="6.5rem"))
+        self.jump = _labelled("BoundedIntText", "feature", min=0, max=len(self.features) - 1, value=self.start, layout=w.Layout(width="9rem"))
+        for button in (self.previous, self.next): button.layout.width = "5.5rem"
         self.neighbours, self.view, self.said = w.HBox(layout=w.Layout(flex_flow="row wrap")), w.HTML(), w.Label()
         self.search.observe(lambda change: self._fill(), "value"); self.sorting.observe(lambda change: self._fill(), "value")
         self.list.observe(lambda change: change["new"] is not None and self.open(change["new"]), "value")
-        self.jump.observe(lambda change: self.open(change["new"]), "value")
+        self.jump.observe(lambda change: self.open(change["new"]), "value"); self.row.observe(lambda change: self.step(change["new"] - 1 - self._at()), "value")
         self.previous.on_click(lambda _: self.step(-1)); self.next.on_click(lambda _: self.step(1))
         self._fill(); self.open(self.start)
-        left = w.VBox([w.HBox([self.search, self.sorting]), self.head, self.list, w.HBox([self.previous, self.next, self.jump]), self.said], layout=w.Layout(flex="0 0 29rem"))
+        left = w.VBox([w.HBox([self.search, self.sorting]), self.head, self.list, w.HBox([self.previous, self.next, self.row, self.jump]), self.said], layout=w.Layout(flex="0 0 29rem"))
         return w.HBox([left, w.VBox([self.view, self.neighbours], layout=w.Layout(flex="1 1 auto", min_width="20rem"))])
 
     def _fill(self) -> None:
@@ -112,6 +111,7 @@ class FeatureExplorer(Explorer):
         options = [(feature_row(row), int(row.feature_id)) for row in found.itertuples()]
         self.list.options = options
         if open_now in [i for _, i in options]: self.list.value = open_now
+        self.row.max = max(1, len(options))
         self.said.value = f"{len(options):,} of {len(self.features):,} features" + (" (search for more)" if len(options) == 500 else "")
 
     def open(self, feature_id: int) -> None:
@@ -120,8 +120,7 @@ class FeatureExplorer(Explorer):
         self.current, entry = int(feature_id), self.features[int(feature_id)]
         self.view.value = styled(feature_html(entry))
         self.jump.value = self.current
-        listed = [i for _, i in self.list.options]
-        if self.current in listed and self.list.value != self.current: self.list.value = self.current
+        if (at := self._at()) >= 0: self.list.value, self.row.value = self.current, at + 1
         near = dict.fromkeys(i for key in ("cosine", "together") for i, _ in entry.get("neighbours", {}).get(key, []))
         self.neighbours.children = [self._link(i) for i in near]
 
@@ -132,10 +131,14 @@ class FeatureExplorer(Explorer):
         button.on_click(lambda _: self.open(feature_id))
         return button
 
+    def _at(self) -> int:
+        "Where in the list the open feature stands; -1 where it is not there."
+        return next((number for number, (_, i) in enumerate(self.list.options) if i == self.current), -1)
+
     def step(self, by: int) -> None:
         "Goes on, or back, in the list."
         listed = [i for _, i in self.list.options]
-        if listed: self.open(listed[min(max(listed.index(self.current) + by, 0), len(listed) - 1)] if self.current in listed else listed[0])
+        if by and listed: self.open(listed[min(max(self._at() + by, 0), len(listed) - 1)])
 
 # %% ../nbs/12_explorer.ipynb #94fe441e
 def prompt_activations(model: LanguageModel, saes: Mapping[int, JumpReLUSAE], text: str, chat: bool = False) -> tuple[list[str], Any]:
