@@ -44,7 +44,8 @@ def histogram_html(entry: dict[str, Any]) -> str:
 def tokens_html(title: str, tokens: Sequence[Sequence[Any]], show: str = "×{}") -> str:
     "A line of tokens, each with a number."
     if not tokens: return ""
-    return f'<dt>{html.escape(title)}</dt><dd>{" ".join(f"<span><code>{visible(token)}</code> <small>{show.format(value)}</small></span>" for token, value, *_ in tokens)}</dd>'
+    def seen(token: str) -> str: return visible(token) if token.strip(" ") or len(token) < 2 else f"␣×{len(token)}"   # a run of blanks by its length
+    return f'<dt>{html.escape(title)}</dt><dd>{" ".join(f"<span><code>{seen(token)}</code> <small>{show.format(value)}</small></span>" for token, value, *_ in tokens)}</dd>'
 
 # %% ../nbs/12_dashboard.ipynb #d5101b86
 def figures_of(entry: dict[str, Any]) -> str:
@@ -88,11 +89,12 @@ STYLE = f""".sae{{{LIGHT}}}@media(prefers-color-scheme:dark){{.sae{{{DARK}}}}}bo
 .sae td.met{color:var(--good);font-weight:600}.sae td.missed{color:var(--bad);font-weight:600}
 .sae code{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap;color:inherit;background:none}.sae small{opacity:.75}.sae figure{margin:0}.sae figure img{max-width:100%;background:#fff;border-radius:6px}
 .sae .context{display:flex;justify-content:space-between;gap:1rem;border-top:1px solid var(--line);padding:.15rem 0}.sae .context code{padding:0}.sae .context>small{flex:none;white-space:nowrap}
-.sae mark{background:rgb(var(--shade)/calc(.08 + var(--v,0)*.6));color:inherit;border-radius:2px;padding:0}.sae mark.peak{outline:1px solid currentColor}
+.sae mark{position:relative;background:rgb(var(--shade)/calc(.08 + var(--v,0)*.6));color:inherit;border-radius:2px;padding:0}.sae mark.peak{outline:1px solid currentColor}
+.sae mark sub{font-size:10px;opacity:.8;margin-left:2px;vertical-align:baseline}
 .sae mark i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap;user-select:none}
 .sae .sides{display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;margin-bottom:.5rem}.sae .bars{flex:0 1 16rem;min-width:12rem}.sae .bars div{display:flex;align-items:flex-end;height:4.5rem;gap:1px;border-bottom:1px solid var(--ink)}
 .sae .bars b{flex:1;background:var(--bar);min-height:1px}.sae .bars figcaption{display:flex;justify-content:space-between;font-size:11px;opacity:.75}
-.sae dl{flex:1 1 24rem;display:grid;grid-template-columns:max-content 1fr;gap:.1rem .7rem;margin:0}.sae dt{opacity:.75;font-weight:400}.sae dd{margin:0}.sae dd span{margin-right:.5rem;white-space:nowrap}
+.sae dl{flex:1 1 24rem;display:grid;grid-template-columns:max-content 1fr;gap:.1rem .7rem;margin:0}.sae dl dt,.sae dl dd{float:none;width:auto;margin:0}.sae dl dt{opacity:.75;font-weight:400;white-space:nowrap}.sae dd span{margin-right:.5rem;white-space:nowrap}
 .sae dd code{background:var(--soft);border-radius:3px;padding:0 .15rem;white-space:pre}.sae summary{cursor:pointer;margin-top:.4rem}.sae .decile{display:flex;gap:.7rem;border-top:1px solid var(--line)}.sae .decile>small{flex:0 0 6.2rem;padding-top:.3rem}.sae .decile>div{flex:1;min-width:0}.sae .decile .context{border:0}
 """
 

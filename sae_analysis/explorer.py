@@ -46,7 +46,7 @@ def _labelled(kind: str, description: str, **more: Any) -> Any:
 def _list(rows: int, label: str) -> Any:
     "A list to choose from, set in columns."
     import ipywidgets
-    found = ipywidgets.Select(options=[], rows=rows, layout=ipywidgets.Layout(width="100%"), tooltip=label)
+    found = ipywidgets.Select(options=[], rows=rows, layout=ipywidgets.Layout(width="calc(100% - 8px)"), tooltip=label)
     found.add_class("sae-list")
     return found
 
@@ -220,6 +220,7 @@ class PromptExplorer(Explorer):
         self.text, self.chat = self.input.value, self.as_chat.value
         try: self.read()
         except InputError as error: self.view.value = f"<p>{html.escape(str(error))}</p>"; return
+        self.tokens_at.options = []   # or a browser would not notice that the choice is the first again
         self.tokens_at.options = [("every token", -1), *((f"{position} {token!r}", position) for position, token in enumerate(self.tokens))]
         self.show()
 
