@@ -259,7 +259,7 @@ def manifest(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], tokens:
             "sources": {s.name: {"model": s.model.name, "revision": s.model.revision, "dtype": str(s.model.dtype)[6:], "d_hidden": s.sae.config.d_hidden,
                                  "sae": weights(s.sae), "template": digest(str(s.model.tokenizer.chat_template)), **read(s.model)} for s in sources},
             "prompts": {"count": len(prompts), "different": len({p.content for p in prompts}), "labels": pd.Series([p.label for p in prompts], dtype=str).value_counts(sort=False).to_dict(),
-                        "sha256": digest(json.dumps([[p.content, p.label] for p in prompts]))}, **settings}
+                        "sha256": digest(json.dumps([[p.chat, p.label] for p in prompts]))}, **settings}
 
 # %% ../nbs/11_analysis.ipynb #31eebe5b
 def describe(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:

@@ -19,8 +19,9 @@ __all__ = ['conversation', 'render', 'generation_prompt', 'encode_rendered', 'to
            'inspect_positions', 'pad']
 
 # %% ../nbs/03_chat.ipynb #f534732a
-def conversation(content: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def conversation(content: str | Prompt | Sequence[dict[str, str]]) -> list[dict[str, str]]:
     "The messages of a prompt: one of the user's, or a conversation of several turns as it is."
+    if isinstance(content, Prompt): content = content.chat
     if isinstance(content, str): return [{"role": "user", "content": content}]
     fine = isinstance(content, (list, tuple)) and content and all(isinstance(each, dict) and isinstance(each.get("content"), str) and each.get("role") in ("system", "user", "assistant") for each in content)
     if not fine: raise InputError(f"a conversation is a list of messages such as {{'role': 'user', 'content': 'Hi'}}, with the roles system, user and assistant; found {str(content)[:80]}")
@@ -86,7 +87,7 @@ def token_positions(tokenizer: Any, prompts: Sequence[Prompt | str | Sequence[di
     rows, shortened, marked = [], [], []
     markers = [text for text in (tokenizer.decode([token]) for token in special_token_ids(tokenizer)) if text.strip()]
     for number, prompt in enumerate(prompts):
-        content = prompt.content if isinstance(prompt, Prompt) else prompt
+        content = (prompt if isinstance(prompt, Prompt) else Prompt(prompt, "")).chat
         ids, cut = _fit(tokenizer, content, max_length)
         if ids[-len(header):] != header: raise InputError(f"prompt {number} does not end with the generation prompt; the template changes it: {str(content)[:60]!r}")
         rows.append(ids)

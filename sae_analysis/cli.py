@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_cli.ipynb #a203c189
 from __future__ import annotations
-import argparse, json, logging, os, shutil, sys, warnings
+import argparse, difflib, json, logging, os, re, shutil, sys, warnings
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,29 @@ from .places import is_far, place, writable_place
 from .processes import ProcessLost, join_processes, own_device
 
 # %% auto #0
-__all__ = ['run_command', 'parse_layers', 'extract_and_train_parser', 'open_corpus', 'stored_layers', 'extract_and_train',
-           'run_sae_analysis_parser', 'survey_of', 'run_sae_analysis', 'demo_parser', 'demo_prompts', 'store_parser',
-           'convert_parser', 'push_parser', 'main']
+__all__ = ['COMMANDS', 'nearest', 'Parser', 'run_command', 'parse_layers', 'extract_and_train_parser', 'open_corpus',
+           'stored_layers', 'extract_and_train', 'run_sae_analysis_parser', 'survey_of', 'run_sae_analysis',
+           'demo_parser', 'demo_prompts', 'store_parser', 'convert_parser', 'push_parser', 'main']
+
+# %% ../nbs/13_cli.ipynb #13cdbd29
+def nearest(what: str, word: str, known: Sequence[str]) -> str:
+    "The sentence that names what is nearest to a word that is not known."
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"unknown {what} {word}" + (f"; did you mean {near[0]}?" if near else ".")
+
+# %% ../nbs/13_cli.ipynb #72d3e634
+class Parser(argparse.ArgumentParser):
+    "A parser that says in one line what is wrong, and names the flag nearest to one that it does not know."
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        words = list(sys.argv[1:] if args is None else args)
+        flags = [flag for group in self._actions for flag in group.option_strings]
+        for word in words[:words.index("--")] if "--" in words else words:   # before anything else is found to be missing
+            flag = word.partition("=")[0]
+            if re.match(r"--?[A-Za-z]", word) and " " not in flag and not any(each.startswith(flag) for each in flags): self.error(nearest("flag", flag, flags))
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> Any: self.exit(2, f"{self.prog}: {message}{'' if message[-1:] in '.?' else '.'} See {self.prog} --help\n")
 
 # %% ../nbs/13_cli.ipynb #0f6ae97e
 def run_command(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -50,7 +70,7 @@ def parse_layers(text: str) -> list[int] | None:
 # %% ../nbs/13_cli.ipynb #ff01a70e
 def extract_and_train_parser() -> argparse.ArgumentParser:
     "The guide's flags."
-    p = argparse.ArgumentParser(prog="extract_and_train", description="Extract residual-stream activations and train one sparse autoencoder per layer.")
+    p = Parser(prog="extract_and_train", description="Extract residual-stream activations and train one sparse autoencoder per layer.")
     p.add_argument("--layers", default="all", help="'all', or layers such as 0,6,11 (default: all)")
     p.add_argument("--num-tokens", type=int, default=10_000_000, help="tokens to extract (default: 10000000)")
     p.add_argument("--batch-size-extract", type=int, default=8, help="windows in one forward pass (default: 8)")
@@ -163,18 +183,19 @@ def extract_and_train(argv: Sequence[str] | None = None) -> int:
 # %% ../nbs/13_cli.ipynb #73ceb356
 def run_sae_analysis_parser() -> argparse.ArgumentParser:
     "The analysis spec's flags, and filters."
-    p = argparse.ArgumentParser(prog="run_sae_analysis", description="Which SAE features fire where a chat model's assistant begins to speak.")
+    p = Parser(prog="run_sae_analysis", description="Which SAE features fire where a chat model's assistant begins to speak.")
     p.add_argument("--analysis", required=True, choices=["universal", "specific", "both"])
     p.add_argument("--universal-output", default="results/universal_features.csv", help="CSV of universal features; activation_mean is over the prompts on which a feature is active, activation_max and activation_min over all of them")
     p.add_argument("--features-csv", default=None, help="CSV with feature_id and source, for specific analysis (with 'both', default: the universal output)")
     p.add_argument("--specific-output", default="results/specific_features.csv", help="CSV of specific activations")
-    p.add_argument("--prompts-path", default=["./prompts"], nargs="+", help="a .jsonl file, a folder of them, or several of these (default: ./prompts)")
+    p.add_argument("--prompts-path", default=["./prompts"], nargs="+", help="a .jsonl file, a folder of them, or several of these; each line has label, and content (a message) or messages (a conversation) (default: ./prompts)")
     p.add_argument("--threshold", type=float, default=0.3, help="share of prompts a universal feature must be active on (default: 0.3)")
     p.add_argument("--activation-threshold", type=float, default=0.01, help="a feature is active above this (default: 0.01)")
     p.add_argument("--record-prompts", action="store_true", help="write {csv_basename}_activeprompts.jsonl beside the specific output")
     p.add_argument("--labels-output", default=None, metavar="CSV", help="compare the labels of the prompts: for every feature, firing rates, effect size and corrected p-values")
     p.add_argument("--descriptions", default=None, metavar="CSV", help="fill chat_desc, pt_desc and type from a CSV with feature_id and source")
-    p.add_argument("--models", default=None, help="short names of models (default: llama,qwen, or all that --features-csv names)")
+    p.add_argument("--models", default=None, help="short names of models (default: all that --features-csv or --families names, else llama,qwen)")
+    p.add_argument("--families", default=None, metavar="FILE", help="YAML that describes SAEs of your own: for each short name model, folder or repo, and more (default: the file that SAE_ANALYSIS_FAMILIES names)")
     p.add_argument("--layers", default=None, help="layers such as 11,15 (default: those of each model)")
     p.add_argument("--trainer", type=int, default=None, help="trainer of the SAEs (default: that of each model)")
     p.add_argument("--tokens", default=None, help="token types such as asst,newline (default: all each template has)")
@@ -193,10 +214,11 @@ def survey_of(a: argparse.Namespace) -> Any:
     "The survey that the flags ask for."
     import pandas as pd
     from sae_analysis.analysis import UNIVERSAL_COLUMNS, describe, read_features
-    from sae_analysis.hub import REGISTRY
+    from sae_analysis.hub import REGISTRY, read_families
     from sae_analysis.loaders import load_prompts
     from sae_analysis.survey import Survey, chosen_sources
     if a.analysis == "specific" and a.features_csv is None: raise InputError("--analysis specific needs --features-csv, a CSV with feature_id and source")
+    described = read_families(path) if (path := a.families or os.environ.get("SAE_ANALYSIS_FAMILIES")) else []
     layers, names = parse_layers(a.layers) if a.layers else None, _names(a.models)
     try: more = json.loads(a.model_kwargs)
     except json.JSONDecodeError as error: raise InputError(f"--model-kwargs is no JSON ({error}); write, for example, '{{\"device_map\": \"auto\"}}'") from None
@@ -205,7 +227,7 @@ def survey_of(a: argparse.Namespace) -> Any:
     if wanted is not None:   # a filter that is given holds for these too
         wanted = [each for each in wanted if (names is None or each.source.model in names) and (layers is None or each.source.layer in layers) and a.trainer in (None, each.source.trainer)]
         if not wanted: raise InputError(f"{a.features_csv} names no feature" + (" of these models, layers and trainers" if names or layers or a.trainer is not None else "; there is nothing to analyse"))
-    models = names or (list(dict.fromkeys(each.source.model for each in wanted)) if wanted else ["llama", "qwen"])
+    models = names or (list(dict.fromkeys(each.source.model for each in wanted)) if wanted else [family.name for family in described] if a.families else ["llama", "qwen"])
     sources = chosen_sources(models, layers, a.trainer)
     if a.descriptions: describe(pd.DataFrame(columns=UNIVERSAL_COLUMNS), a.descriptions)   # found wrong now, not after an hour
     places = [str(Path(path).resolve()) for path in (a.universal_output, a.specific_output, a.labels_output) if path]
@@ -221,24 +243,34 @@ def _run_sae_analysis(a: argparse.Namespace) -> None:
         for plan in plan_survey(survey): print(plan); plan.check()
         return
     for path in _outputs(a, survey).values(): check_writable(Path(path).parent)
-    done = []
     if a.record_prompts and "specific" not in survey.analyses: log.warning("--record-prompts records what specific analysis finds; with --analysis universal it does nothing")
+    done, kept, models = [], [], len(survey.by_model())
     try:
-        for findings in run_survey(survey):   # files are written after each model: an error in the next one loses nothing
+        for findings in run_survey(survey):
             done.append(findings)
-            tables = _write_findings(a, survey, done)
-    except InputError as error:
-        kept = ", ".join(_outputs(a, survey).values())
-        raise InputError(f"{error}" + (f"\n  What the models before it gave is in {kept}" if done else "")) from None
+            if len(done) < models: kept = _write_findings(_unfinished(a), survey, done)[1]
+        tables, _ = _write_findings(a, survey, done)
+    except BaseException as error:
+        if not kept: raise
+        note = f"The outputs are as they were; what the models before it gave is in {', '.join(str(path) for path in kept if path.suffix == '.csv')}"
+        if isinstance(error, InputError): raise InputError(f"{error}\n  {note}") from None
+        log.warning(note)
+        raise
+    for path in kept: path.unlink(missing_ok=True)
     for kind, path in _outputs(a, survey).items():
         print({"universal": f"{len(tables[kind])} universal features in {path}", "specific": f"{len(tables[kind])} activations in {path}", "labels": f"{len(tables[kind])} comparisons of labels in {path}"}[kind])
 
 def _outputs(a: argparse.Namespace, survey: Any) -> dict[str, str]:
     return {kind: path for kind, path in (("universal", a.universal_output), ("specific", a.specific_output), ("labels", a.labels_output)) if kind in survey.analyses}
 
+def _unfinished(a: argparse.Namespace) -> argparse.Namespace:
+    "The same flags with outputs under names that say that models are missing."
+    named = {key: Path(path) for key in ("universal_output", "specific_output", "labels_output") if (path := getattr(a, key))}
+    return argparse.Namespace(**{**vars(a), **{key: str(path.with_name(f"{path.stem}_unfinished{path.suffix}")) for key, path in named.items()}})
+
 # %% ../nbs/13_cli.ipynb #c2a1ad01
-def _write_findings(a: argparse.Namespace, survey: Any, done: list[Any]) -> dict[str, Any]:
-    "Writes what the models so far have given; the tables that were written."
+def _write_findings(a: argparse.Namespace, survey: Any, done: list[Any]) -> tuple[dict[str, Any], list[Path]]:
+    "Writes what the models so far have given; the tables, and the files that were written."
     import pandas as pd
     from sae_analysis.analysis import active_prompts_path, describe, join, manifest, write_active_prompts, write_table
     from sae_analysis.labels import ranked
@@ -246,15 +278,16 @@ def _write_findings(a: argparse.Namespace, survey: Any, done: list[Any]) -> dict
     if "labels" in tables and len(tables["labels"]): tables["labels"] = ranked([tables["labels"]])
     facts = {**manifest([], survey.prompts, activation_threshold=a.activation_threshold), "sources": {name: about for each in done for name, about in each.made_by.items()}}
     more = {"universal": {"threshold": a.threshold}, "specific": {"features": Path(a.features_csv).name if a.features_csv else "the universal ones"}, "labels": {}}
+    files: list[Path] = []
     for kind, path in _outputs(a, survey).items():
         if kind == "universal" and a.descriptions: tables[kind] = describe(tables[kind], a.descriptions)
-        write_table(tables[kind], path, {**facts, **more[kind]})
+        files.append(write_table(tables[kind], path, {**facts, **more[kind]}))
     record = active_prompts_path(a.specific_output)
     if a.record_prompts and "specific" in tables:
-        write_active_prompts(tables["specific"], record, a.activation_threshold)
+        files.append(write_active_prompts(tables["specific"], record, a.activation_threshold))
         write_json(record.with_name(f"{record.name}.manifest.json"), {**facts, **more["specific"], "of": Path(a.specific_output).name})
     elif "specific" in tables and record.exists(): log.warning("%s is of an earlier run; give --record-prompts to replace it", record)
-    return tables
+    return tables, [*files, *(path.with_name(f"{path.name}.manifest.json") for path in files)]
 
 # %% ../nbs/13_cli.ipynb #5d6bd9c6
 def run_sae_analysis(argv: Sequence[str] | None = None) -> int:
@@ -263,7 +296,7 @@ def run_sae_analysis(argv: Sequence[str] | None = None) -> int:
 
 # %% ../nbs/13_cli.ipynb #f0b36a75
 def demo_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="sae_analysis demo", description="Train, explain and analyse an SAE on the pocket model, offline.")
+    p = Parser(prog="sae_analysis demo", description="Train, explain and analyse an SAE on the pocket model, offline.")
     p.add_argument("--out", default="demo_output", help="the folder to write (default: demo_output)")
     p.add_argument("--layer", type=int, default=2, help="layer of the pocket model (default: 2)")
     p.add_argument("--num-tokens", type=int, default=600_000, help="tokens to train on (default: 600000)")
@@ -347,7 +380,7 @@ def _demo_report(out: Path, a: argparse.Namespace, quality: Any, history: dict[s
 
 # %% ../nbs/13_cli.ipynb #7c85e92f
 def store_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="sae_analysis store", description="What lies in a folder of activations, and whether it is whole.")
+    p = Parser(prog="sae_analysis store", description="What lies in a folder of activations, and whether it is whole.")
     p.add_argument("action", choices=("info", "verify", "pt"), help="info: rows, dtype, disk use, norms of each layer; verify: compare all checksums; pt: write each layer as the guide's layer_{L}_states.pt beside it")
     p.add_argument("path", help="the folder of a run, such as data/cache/hidden_states, or of one layer")
     p.add_argument("--json", action="store_true", help="info: print the manifests instead")
@@ -367,7 +400,7 @@ def _store(a: argparse.Namespace) -> None:
 
 # %% ../nbs/13_cli.ipynb #52b543a0
 def convert_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="sae_analysis convert", description="Write an SAE in another library's format, and check that it is the same function.")
+    p = Parser(prog="sae_analysis convert", description="Write an SAE in another library's format, and check that it is the same function.")
     p.add_argument("path", help="a checkpoint, a params.npz, or the folder of an SAE")
     p.add_argument("--to", required=True, help="sae_analysis, saelens, dictionary_learning, sparsify or gemma_scope")
     p.add_argument("--out", default=None, help="where to write it (default: beside it)")
@@ -379,26 +412,31 @@ def _convert(a: argparse.Namespace) -> None:
     print(convert(a.path, a.to, a.out, a.format))
 
 def push_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="sae_analysis push", description="Publish the SAEs of a training folder on the Hugging Face Hub, with a card that says how good they are and what made them.")
+    p = Parser(prog="sae_analysis push", description="Publish the SAEs of a training folder on the Hugging Face Hub, with a card that says how good they are and what made them.")
     p.add_argument("folder", help="where checkpoints and histories lie")
     p.add_argument("repo_id", help="such as me/my-saes; made when it is not there")
-    p.add_argument("--private", action="store_true")
+    p.add_argument("--private", action="store_true", help="make the repository private")
+    p.add_argument("--dry-run", action="store_true", help="say which files would be uploaded, and show the card; upload nothing, without a network")
     return p
 
 def _push(a: argparse.Namespace) -> None:
-    from sae_analysis.publish import push_to_hub
-    print(push_to_hub(a.folder, a.repo_id, a.private))
+    from sae_analysis.publish import preview, push_to_hub
+    print(preview(a.folder, a.repo_id, a.private) if a.dry_run else push_to_hub(a.folder, a.repo_id, a.private))
 
 # %% ../nbs/13_cli.ipynb #ee6894c6
+COMMANDS = {"demo": (_demo, demo_parser, "train, explain and analyse an SAE on the pocket model, offline"), "store": (_store, store_parser, "what lies in a folder of activations, and whether it is whole"),
+            "convert": (_convert, convert_parser, "an SAE in another library's format"), "push": (_push, push_parser, "publish trained SAEs on the Hugging Face Hub")}
+
 def main(argv: Sequence[str] | None = None) -> int:
     "Console script: `sae_analysis demo`, `store`, `convert` and `push`."
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["demo"]: return run_command(_demo, demo_parser(), argv[1:])
-    if argv[:1] == ["store"]: return run_command(_store, store_parser(), argv[1:])
-    if argv[:1] == ["convert"]: return run_command(_convert, convert_parser(), argv[1:])
-    if argv[:1] == ["push"]: return run_command(_push, push_parser(), argv[1:])
+    if argv and argv[0] in COMMANDS:
+        work, parser, _ = COMMANDS[argv[0]]
+        return run_command(work, parser(), argv[1:])
+    if argv not in ([], ["--help"], ["-h"], ["--version"]):
+        print(f"sae_analysis: {nearest('flag' if argv[0].startswith('-') else 'command', argv[0], [*COMMANDS, '--help', '--version'])} The commands are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     from sae_analysis import __version__
-    print(f"sae_analysis {__version__}\n\ncommands:\n  sae_analysis demo    train, explain and analyse an SAE on the pocket model, offline\n"
-          "  sae_analysis store   what lies in a folder of activations, and whether it is whole\n"
-          "  sae_analysis convert an SAE in another library's format\n  sae_analysis push    publish trained SAEs on the Hugging Face Hub\n  extract_and_train    activations and SAEs for any model\n  run_sae_analysis     universal and specific features of chat models\n\nEach explains itself with --help.")
-    return 0 if argv in ([], ["--help"], ["-h"], ["--version"]) else 2
+    print(f"sae_analysis {__version__}\n\ncommands:\n" + "".join(f"  sae_analysis {name:7} {about}\n" for name, (_, _, about) in COMMANDS.items())
+          + "  extract_and_train    activations and SAEs for any model\n  run_sae_analysis     universal and specific features of chat models\n\nEach explains itself with --help.")
+    return 0

@@ -38,20 +38,22 @@ def findings(h: dict[str, Any]) -> list[tuple[str, str, str, bool, str]]:
     seen = last["explained_variance_with_sinks"] - last["explained_variance"]
     share = rows["sinks"]/max(1, rows["measured"])
     trained = sum(h["curve"]["l0"][-20:])/max(1, len(h["curve"]["l0"][-20:]))
+    chosen = settings.get("learning_rate") is not None   # what is unset already cannot be left unset
+    unset, lower = "leave sae_training.learning_rate unset, or " if chosen else "", "lower sae_training.learning_rate" if chosen else f"set sae_training.learning_rate below {max(h['curve']['learning_rate']):.1g}"
     spikes, steps = sum(h["spikes"]), max(1, len(losses)*rows["train"]//settings["batch_size"])
     gap, gain = last["recon_loss"]/max(last["train_recon_loss"], 1e-12), 0.0 if len(losses) < 2 else 1 - losses[-1]/losses[-2]
     found = [("L0", f"{trained:.1f} in training, {last['l0']:.1f} on validation rows", "a penalty gives no promise" if target is None else f"{target:g} within 10%",
-              target is None or max(abs(trained - target), abs(last["l0"] - target)) <= 0.1*target, "leave sae_training.learning_rate unset, or train on more tokens"),
+              target is None or max(abs(trained - target), abs(last["l0"] - target)) <= 0.1*target, f"{unset}train on more tokens"),
              ("thresholds whose window sees data", f"{last['window_share']:.0%}", ">= 50%", last["window_share"] >= 0.5, f"raise sae.bandwidth (now {h['bandwidth']:g})"),
-             ("dead latents", f"{last['dead']:.1%}", "< 10%", last["dead"] < 0.1, "lower sae_training.learning_rate or sae.d_hidden, or train on more tokens"),
+             ("dead latents", f"{last['dead']:.1%}", "< 10%", last["dead"] < 0.1, f"{lower}, lower sae.d_hidden, or train on more tokens"),
              ("dense latents", f"{last['dense']:.1%}", "<= 20%", last["dense"] <= 0.2, "lower sae.target_l0, or raise sae.d_hidden"),
              ("attention-sink rows left out", f"{rows['sinks']:,} ({share:.2%})", "<= 2%", share <= 0.02, f"raise sae_training.sink_norm (now {settings['sink_norm']:g})"),
-             ("loss spikes", f"{spikes} in {steps:,} steps", "<= 1%", spikes <= 0.01*steps, "lower sae_training.learning_rate or sae_training.gradient_clip"),
+             ("loss spikes", f"{spikes} in {steps:,} steps", "<= 1%", spikes <= 0.01*steps, f"{lower}, or lower sae_training.gradient_clip"),
              ("variance explained, sinks or not", f"{last['explained_variance']:.1%}; with sinks {last['explained_variance_with_sinks']:.1%}", "within 5 points of each other", abs(seen) <= 0.05,
               "quote the figure without sinks: a few long rows decide the other one"),
-             ("variance explained", f"{last['explained_variance']:.1%}", ">= 50%", last["explained_variance"] >= 0.5, "leave sae_training.learning_rate unset, train on more tokens, or raise sae.target_l0"),
+             ("variance explained", f"{last['explained_variance']:.1%}", ">= 50%", last["explained_variance"] >= 0.5, f"{unset}train on more tokens, or raise sae.target_l0"),
              ("validation against training loss", f"{gap:.2f}", "<= 1.25", gap <= 1.25, "the SAE has learned its rows by heart: train on more tokens, for fewer epochs"),
-             ("best epoch", f"{h['best_epoch'] + 1} of {len(losses)}", "the last", h["best_epoch"] == len(losses) - 1, "lower sae_training.learning_rate; the best epoch is what is kept" if settings.get("patience") else "set sae_training.patience, or lower sae_training.learning_rate"),
+             ("best epoch", f"{h['best_epoch'] + 1} of {len(losses)}", "the last", h["best_epoch"] == len(losses) - 1, f"{lower}; the best epoch is what is kept" if settings.get("patience") else f"set sae_training.patience, or {lower}"),
              ("gain of the last epoch", f"{gain:.1%}" if len(losses) > 1 else "one epoch", "< 10%", gain < 0.1, "more sae_training.epochs, or more tokens, would still help")]
     return found
 

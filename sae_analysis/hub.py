@@ -5,18 +5,19 @@
 # %% ../nbs/07_hub.ipynb #9c47706f
 from __future__ import annotations
 import os, re, tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-from .config import InputError, closest, sha256
+from .config import InputError, closest, read_yaml, sha256
 from .formats import open_sae
 from .loaders import is_network
 from .models import access_steps
 from .sae import JumpReLUSAE
 
 # %% auto #0
-__all__ = ['REGISTRY', 'SEVEN', 'FOUR', 'PARTS', 'Source', 'parse_source', 'Published', 'register', 'published', 'feature_link',
-           'sae_folders', 'is_sae', 'local_path', 'load_source', 'download']
+__all__ = ['REGISTRY', 'SEVEN', 'FOUR', 'EXAMPLE', 'PARTS', 'Source', 'parse_source', 'Published', 'register', 'published',
+           'feature_link', 'read_families', 'layers_in', 'sae_folders', 'is_sae', 'local_path', 'load_source',
+           'download']
 
 # %% ../nbs/07_hub.ipynb #90e71b11
 @dataclass(frozen=True, order=True)
@@ -47,12 +48,17 @@ class Published:
     pattern: str                     # where one SAE lies below the root, with {layer} and {trainer}
     layers: tuple[int, ...]          # layers analysed by default
     trainer: int                     # trainer analysed by default
-    folder: str                      # where SAEs are kept when nothing else is said
+    folder: str                      # where SAEs are kept when nothing else is said; empty for the Hub's cache
     link: str = ""                   # a feature's page, with {layer}, {trainer} and {feature}; empty when there is none
     revision: str = "main"           # commit, tag or branch of the repository
     all_layers: tuple[int, ...] = () # layers that were published; empty when nothing is known of them
     trainers: tuple[int, ...] = ()   # trainers that were published
     chat_template: str | None = None # for a model whose tokenizer has none
+
+    def __post_init__(self):
+        for text in (self.pattern, self.link):
+            try: text.format(layer=0, trainer=0, feature=0)
+            except (AttributeError, KeyError, IndexError, ValueError) as error: raise InputError(f"{self.name}: {text!r} may hold {{layer}}, {{trainer}} and, in a link, {{feature}}; {error} is none of these") from None
 
     def sources(self, layers: tuple[int, ...] | None = None, trainer: int | None = None) -> list[Source]:
         "The sources analysed by default, or those of the given layers and trainer."
@@ -70,9 +76,6 @@ REGISTRY: dict[str, Published] = {}
 
 def register(published: Published) -> Published:
     "Makes a family of SAEs known by its name, such as `register(Published('mine', 'gpt2', '', 'layer_{layer}.pt', (6,), 0, 'checkpoints'))`; returns it."
-    for text in (published.pattern, published.link):
-        try: text.format(layer=0, trainer=0, feature=0)
-        except (KeyError, IndexError, ValueError) as error: raise InputError(f"{published.name}: {text!r} may hold {{layer}}, {{trainer}} and, in a link, {{feature}}; {error} is none of these") from None
     REGISTRY[published.name] = published
     return published
 
@@ -87,7 +90,7 @@ register(Published("pocket", "pocket", "", "sae_layer_{layer}_best.pt", (2,), 0,
 # %% ../nbs/07_hub.ipynb #6ba7b1c1
 def published(name: str) -> Published:
     "The family called `name`; an error names the nearest known one."
-    if name not in REGISTRY: raise InputError(f"no SAEs are known for model {name!r}; {closest(name, sorted(REGISTRY))}. Add yours with sae_analysis.hub.register")
+    if name not in REGISTRY: raise InputError(f"no SAEs are known for model {name!r}; {closest(name, sorted(REGISTRY))}. Describe yours in a file for --families, or with sae_analysis.hub.register")
     return REGISTRY[name]
 
 # %% ../nbs/07_hub.ipynb #4d851880
@@ -97,12 +100,55 @@ def feature_link(source: Source, feature: int) -> str:
     if "{trainer}" not in family.link and source.trainer != family.trainer: return ""
     return family.link.format(layer=source.layer, trainer=source.trainer, feature=feature)
 
+# %% ../nbs/07_hub.ipynb #e92d8413
+EXAMPLE = "such as\n  mine:\n    model: gpt2\n    folder: models/checkpoints"
+
+def read_families(path: str | Path) -> list[Published]:
+    "Makes the families that a YAML file describes known, all or none of them; returns them."
+    families = read_yaml(path)
+    if not families: raise InputError(f"{path} describes no family; write its name, and its fields below it, {EXAMPLE}")
+    return [register(family) for family in [_family(str(name), given, Path(path)) for name, given in families.items()]]
+
+# %% ../nbs/07_hub.ipynb #b4b13cd9
+def _family(name: str, given: Any, path: Path) -> Published:
+    "One family of a file, with what it leaves out filled in."
+    known = {field.name: field.type for field in fields(Published) if field.name != "name"}
+    if not re.fullmatch(r"\w[\w.-]*", name): raise InputError(f"{path}: {name!r} cannot be the name of a family: it becomes a part of sources and folders; use letters, digits, '_', '-' and '.'")
+    if not isinstance(given, dict): raise InputError(f"{path}: {name} must be the name of a family with fields below it, {EXAMPLE}\nfound {given!r}")
+    for key in given:
+        if key not in known: raise InputError(f"{path}: unknown field {name}.{key}; {closest(str(key), list(known))}")
+    given = {key: _value(value, known[key], f"{path}: {name}.{key}") for key, value in given.items()}
+    beside = {key: str(path.parent/Path(given[key]).expanduser()) for key in ("folder", "model") if given.get(key)}
+    given |= {key: there for key, there in beside.items() if key == "folder" or Path(there).is_dir()}
+    usual = {"repo": "", "pattern": "layer_{layer}" if given.get("repo") else "sae_layer_{layer}_best.pt", "trainer": 0, "folder": ""}
+    family = {**(asdict(REGISTRY[name]) if name in REGISTRY else usual), **given, "name": name}
+    if not family.get("model"): raise InputError(f"{path}: {name}.model is missing: the language model that the SAEs read, such as gpt2")
+    if not (family["folder"] or family["repo"]): raise InputError(f"{path}: {name}.folder is missing, or {name}.repo: where the SAEs lie, on disk or on the Hub")
+    try: found = Published(**{"layers": (), **family})
+    except InputError as error: raise InputError(f"{path}: {error}") from None
+    if Path(found.pattern).is_absolute() or ".." in Path(found.pattern).parts: raise InputError(f"{path}: {name}.pattern is {found.pattern!r}; it must lie below the folder or the repository")
+    if not (layers := found.layers or layers_in(found)): raise InputError(f"{path}: {name}.layers is missing, such as [6, 11]" + (f"; they cannot be told from {found.folder}, where no {found.pattern} lies" if found.folder else ""))
+    return replace(found, layers=layers)
+
+# %% ../nbs/07_hub.ipynb #74ee266a
+def _value(value: Any, annotation: str, where: str) -> Any:
+    "A field's value as its annotation asks for it: text, a whole number, or a list of these."
+    def whole(each: Any) -> bool: return isinstance(each, int) and not isinstance(each, bool) and each >= 0
+    if annotation.startswith("tuple") and (whole(value) or isinstance(value, list) and value and all(map(whole, value))): return (value,) if whole(value) else tuple(value)
+    if annotation == "int" and whole(value) or annotation.startswith("str") and isinstance(value, str) or value is None and "None" in annotation: return value
+    raise InputError(f"{where} is {value!r}; it must be " + ("whole numbers, such as [6, 11]" if annotation.startswith("tuple") else "a whole number" if annotation == "int" else "text; put it between quotes"))
+
+# %% ../nbs/07_hub.ipynb #7e0b9e8e
+def layers_in(family: Published, highest: int = 999) -> tuple[int, ...]:
+    "The layers of which a family's own folder holds an SAE."
+    return tuple(layer for layer in range(highest + 1) if family.folder and "{layer" in family.pattern and is_sae(Path(family.folder)/family.pattern.format(layer=layer, trainer=family.trainer)))
+
 # %% ../nbs/07_hub.ipynb #959b47ed
 def sae_folders(family: Published, sae_dir: str | Path | None = None) -> list[Path]:
     "Where SAEs of a family may lie, most specific first."
     if sae_dir is not None: return [Path(sae_dir)/family.name, Path(sae_dir)]   # two families may use the same names inside
     named = os.environ.get("SAE_ANALYSIS_DIR")
-    return [*([Path(named)/family.name] if named else []), Path(family.folder)]
+    return [*([Path(named)/family.name] if named else []), *([Path(family.folder)] if family.folder else [])]
 
 # %% ../nbs/07_hub.ipynb #58a6a21d
 PARTS = (("config.json", "ae.pt"), ("cfg.json", "sae_weights.safetensors"), ("cfg.json", "sae.safetensors"), ("params.npz",))   # the files of an SAE, weights last
@@ -142,7 +188,7 @@ def _cached(family: Published, relative: str) -> Path | None:
 def download(family: Published, relative: str, folders: list[Path], name: str) -> Path:
     "Fetches one SAE from the Hub; a download that was cut off goes on where it was."
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
-    again, unreachable = "the same command goes on from there", f"{name}: cannot reach the Hugging Face Hub, and no SAE lies below {', '.join(map(str, folders))}; give --sae-dir"
+    again, unreachable = "the same command goes on from there", f"{name}: cannot reach the Hugging Face Hub, and no SAE lies below {', '.join(map(str, folders)) or 'its cache'}; give --sae-dir"
     try: return _fetch(family, relative, next((folder for folder in folders if _writable(folder)), None), name)
     except GatedRepoError: raise InputError(f"{name}: {access_steps(family.repo)}") from None
     except RevisionNotFoundError: raise InputError(f"{name}: {family.repo} has no revision {family.revision!r}") from None

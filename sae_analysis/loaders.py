@@ -5,7 +5,7 @@
 # %% ../nbs/01_loaders.ipynb #e0b251ce
 from __future__ import annotations
 import ast, copy, hashlib, importlib.util, json, os, random, re, sysconfig, time, warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any, Iterable, Iterator, Sequence
 from .config import InputError, closest, hash_unit, log
 
 # %% auto #0
-__all__ = ['WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', 'DOCS_PACKAGES', 'DOCS_SKIPPED', 'QUESTIONS', 'Document', 'Corpus',
-           'TextCorpus', 'files_version', 'read_table', 'as_documents', 'wikipedia_date', 'patient', 'is_network',
-           'WikipediaCorpus', 'TruthfulQAExample', 'load_truthfulqa', 'module_files', 'opening', 'definition_documents',
-           'topic_documents', 'DocsCorpus', 'Prompt', 'question_of', 'load_prompts']
+__all__ = ['WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', 'DOCS_PACKAGES', 'DOCS_SKIPPED', 'ROLES', 'QUESTIONS', 'Document',
+           'Corpus', 'TextCorpus', 'files_version', 'read_table', 'as_documents', 'wikipedia_date', 'patient',
+           'is_network', 'WikipediaCorpus', 'TruthfulQAExample', 'load_truthfulqa', 'module_files', 'opening',
+           'definition_documents', 'topic_documents', 'DocsCorpus', 'check_messages', 'Prompt', 'question_of',
+           'load_prompts']
 
 # %% ../nbs/01_loaders.ipynb #a9c6372d
 @dataclass(frozen=True)
@@ -322,13 +323,44 @@ def _module_documents(module: str, file: Path) -> Iterable[Document]:
             return list(definition_documents(module, file.read_text(encoding="utf-8")))
     except (SyntaxError, UnicodeDecodeError, RecursionError): return []   # templates and fixtures that only look like modules
 
+# %% ../nbs/01_loaders.ipynb #9e89966d
+ROLES = ("system", "user", "assistant")
+
+def check_messages(messages: Any) -> list[dict[str, str]]:
+    "The messages of a conversation, when they are such: known roles, texts that say something, the user's last."
+    form = "a conversation is a list of messages such as {'role': 'user', 'content': 'Hi'}, with the roles system, user and assistant, and ends with the user's"
+    if not isinstance(messages, (list, tuple)) or not messages: raise InputError(f"{form}; found {str(messages)[:80]!r}")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict): raise InputError(f"message {number} is {str(message)[:80]!r}; {form}")
+        role, text = message.get("role"), message.get("content")
+        if role not in ROLES: raise InputError(f"message {number} has the role {role!r}, " + (f"and {closest(role, list(ROLES))}; " if isinstance(role, str) else "") + form)
+        if not isinstance(text, str): raise InputError(f"message {number} has no text as its content; {form}")
+        if not text.strip() and role != "system": raise InputError(f"message {number}, of the {role}, is empty; write something, or take it out; {form}")
+    if messages[-1]["role"] != "user": raise InputError(f"the last message is the {messages[-1]['role']}'s; {form}")
+    return list(messages)
+
 # %% ../nbs/01_loaders.ipynb #4b94e562
 @dataclass(frozen=True)
 class Prompt:
-    "A user message, and a label for comparing groups of messages."
-    content: str
+    """A user message or a conversation that ends with one, and a label for comparing groups of them.
+
+    Of a conversation `messages` are kept, and `content` is its text for tables: each turn on a line, after its role.
+    """
+    content: str      # the message; or the messages of a conversation, each such as {"role": "user", "content": "Hi"}
     label: str
     answer: str = ""  # what a good assistant would say, when it is known
+    messages: tuple[dict[str, str], ...] = field(default=(), hash=False)   # of a conversation of several turns
+
+    def __post_init__(self):
+        if isinstance(self.content, str) and not self.messages: return
+        turns = check_messages(self.messages or self.content)
+        object.__setattr__(self, "messages", tuple(turns) if len(turns) > 1 else ())
+        object.__setattr__(self, "content", "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if self.messages else turns[0]["content"])
+
+    @property
+    def chat(self) -> str | list[dict[str, str]]:
+        "What a chat template is given: the message, or the messages."
+        return list(self.messages) or self.content
 
 # %% ../nbs/01_loaders.ipynb #d84032ac
 QUESTIONS = {"function": ["What does `{}` do?", "What is the function `{}` for?", "Explain `{}`.", "How does `{}` work?"],
@@ -372,8 +404,10 @@ def _prompts_of(file: Path) -> Iterator[Prompt]:
         try: row = json.loads(line)
         except json.JSONDecodeError as error: raise InputError(f"{where}: not JSON ({error.msg}): {line[:80]}") from None
         if not isinstance(row, dict): raise InputError(f"{where}: expected an object with content and label, found {line[:80]}")
-        for key in ("content", "label"):
+        if {"content", "messages"} <= row.keys(): raise InputError(f"{where}: there are both 'content' and 'messages'; give one message, or a conversation")
+        for key in ("label",) if "messages" in row else ("content", "label"):
             if not isinstance(row.get(key), str):
                 raise InputError(f"{where}: {key!r} is missing or no text; the line has {', '.join(row) or 'no keys'}")
             if not row[key].strip(): raise InputError(f"{where}: {key!r} is empty; write something, or take the line out")
-        yield Prompt(row["content"], row["label"])
+        try: yield Prompt(row["content"] if "content" in row else check_messages(row["messages"]), row["label"])
+        except InputError as error: raise InputError(f"{where}: {error}") from None

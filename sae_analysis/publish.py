@@ -15,7 +15,7 @@ from .loaders import is_network
 from .sae import JumpReLUSAE, TopKSAE, save_pretrained
 
 # %% auto #0
-__all__ = ['SINKS', 'FIGURES', 'saes_in', 'model_card', 'stage', 'push_to_hub']
+__all__ = ['SINKS', 'FIGURES', 'saes_in', 'model_card', 'stage', 'check_repo_id', 'preview', 'push_to_hub']
 
 # %% ../nbs/12_publish.ipynb #e583d330
 def saes_in(folder: str | Path) -> dict[str, JumpReLUSAE]:
@@ -97,6 +97,25 @@ def stage(folder: str | Path, repo_id: str, out: str | Path) -> Path:
     write_text(out/"README.md", model_card(repo_id, saes))
     return out
 
+# %% ../nbs/12_publish.ipynb #de1c9b1e
+def check_repo_id(repo_id: str) -> str:
+    "The name itself, when it can be a repository's; nobody is asked."
+    from huggingface_hub.utils import validate_repo_id
+    try: validate_repo_id(repo_id)
+    except ValueError as error: raise InputError(f"{repo_id!r} cannot be a repository's name: {str(error).splitlines()[0]}") from None
+    return repo_id
+
+# %% ../nbs/12_publish.ipynb #ff7f414f
+def preview(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    "What `push_to_hub` would upload: the repository, every file with its size, and the card. Nothing is sent, and no network is needed."
+    check_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as staging:
+        out = stage(folder, repo_id, staging)
+        sizes = {path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+        card = (out/"README.md").read_text(encoding="utf-8")
+    rows = "\n".join(f"  {size:>15,}  {name}" for name, size in sizes.items())
+    return f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would be uploaded to the {'private' if private else 'public'} repository {repo_id}:\n{rows}\n\nREADME.md, the card:\n\n{card}"
+
 # %% ../nbs/12_publish.ipynb #712d0be3
 def push_to_hub(folder: str | Path,       # of a training run, or one that `save_pretrained` wrote
                 repo_id: str,             # such as "me/pocket-saes"; made when it is not there
@@ -106,13 +125,13 @@ def push_to_hub(folder: str | Path,       # of a training run, or one that `save
     "Publishes the SAEs of a folder on the Hugging Face Hub; returns the address."
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+    check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as staging:
         stage(folder, repo_id, staging)
         api = HfApi(token=token)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message="SAEs, with what made them")
-        except ValueError as error: raise InputError(f"{repo_id!r} cannot be a repository's name: {str(error).splitlines()[0]}") from None
         except Exception as error:
             if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
                 raise InputError(f"you may not write to {repo_id}: run `hf auth login` with a token that may write, or choose a name of your own") from None

@@ -117,5 +117,5 @@ def answers(model: LanguageModel, prompts: Sequence[Prompt | str], edits: Sequen
 # %% ../nbs/11_steering.ipynb #98935655
 def compare_answers(model: LanguageModel, prompts: Sequence[Prompt | str], edits: Sequence[Edit], **more: Any) -> pd.DataFrame:
     "Answers without and with the edits, side by side."
-    contents = [prompt.content if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+    contents = [(prompt if isinstance(prompt, Prompt) else Prompt(prompt, "")).content for prompt in prompts]
     return pd.DataFrame({"prompt": contents, "plain": answers(model, prompts, **more), "edited": answers(model, prompts, edits, **more)})
