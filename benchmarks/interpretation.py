@@ -9,6 +9,7 @@ from harness import Goal, flags, report
 from sae_analysis.config import SAEConfig
 from sae_analysis.evidence import EvidenceConfig, text_rows
 from sae_analysis.interpreter import interpret
+from sae_analysis.models import fuse_gelu
 from sae_analysis.sae import JumpReLUSAE
 
 LAYER, L0 = 6, 75
@@ -89,9 +90,10 @@ def main() -> None:
     a = flags(__doc__)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, texts = gpt2(device, a.quick), texts_of("")[:60 if a.quick else 1000]
+    fuse_gelu(model.model)   # as load_model gives it
     layer, d_hidden = (1, 512) if a.quick else (LAYER, 4096)
     sae = random_sae(model, d_hidden, texts, layer).to(device)
-    m = measure(model, sae, texts, 1 if a.quick else 2, layer)
+    m = measure(model, sae, texts, 1, layer)   # one round of a thousand texts takes minutes
     few, some = (2, 5) if a.quick else (2, 25)
     each = guide_loop(model, sae, texts[:some], few, layer)/(few*some)   # a forward pass with one feature looked at
     loop = each*len(texts)*d_hidden
