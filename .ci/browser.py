@@ -3,11 +3,12 @@
 A step is a function of a `Lab` in `STEPS`. It opens notebooks or pages, says with `expect` or `assert` what a reader should see, and takes pictures in
 both themes. After each step, whatever no page may do (errors in the console, alerts, requests to other machines) fails it as well."""
 import argparse, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, traceback, urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -17,9 +18,10 @@ SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForU
             "notebook-extension/tracker": {"windowingMode": "none"}}   # every cell is in the page, or it could not be found or pictured
 # what has failed, once the kernel is idle and every cell with code in it has run or one has failed; nothing before
 OUTCOME = """() => {
-    const {content, sessionContext} = jupyterapp.shell.currentWidget, cells = [...content.model.cells].filter(c => c.type === 'code' && c.sharedModel.source.trim());
-    const failures = cells.flatMap(c => c.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`);
-    return sessionContext.session?.kernel?.status === 'idle' && (failures.length || cells.every(c => c.executionCount)) ? {failures} : null;
+    const {content, sessionContext} = jupyterapp.shell.currentWidget, cells = [...content.model.cells], written = cells.filter(c => c.type === 'code' && c.sharedModel.source.trim());
+    const plain = error => error.traceback.join('\\n').replace(/\\x1b\\[[0-9;]*m/g, '');
+    const failures = written.flatMap(c => c.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `cell ${cells.indexOf(c)}: ${plain(o)}`));
+    return sessionContext.session?.kernel?.status === 'idle' && (failures.length || written.every(c => c.executionCount)) ? {failures} : null;
 }"""
 # how high the window must be for the whole notebook, which is scrolled to its top
 HEIGHT = """() => {
@@ -49,9 +51,8 @@ class Lab:
         with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
         self.url, self.token = f"http://127.0.0.1:{port}", secrets.token_hex(16)
         command = [BIN/"jupyter-lab", "--no-browser", "--allow-root", "--expose-app-in-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-                   f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.notebooks}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-                   "--MappingKernelManager.cull_idle_timeout=5", "--MappingKernelManager.cull_interval=5"]
-        with (self.folder/"jupyter.log").open("w") as log: self.server = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+                   f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.notebooks}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        with (self.folder/"jupyter.log").open("w") as log: self.server = subprocess.Popen(command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         until = time.time() + 60
         while not self.answers():
             assert self.server.poll() is None and time.time() < until, "JupyterLab does not answer"
@@ -60,29 +61,36 @@ class Lab:
         self.browser = self.playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"], env=environment)
 
     def answers(self) -> bool:
-        request = urllib.request.Request(f"{self.url}/api/status", headers={"Authorization": f"token {self.token}"})
-        try: return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5).status == 200
+        try: return bool(self.ask("status"))
         except OSError: return False
 
+    def ask(self, path: str, method: str = "GET") -> Any:
+        "What the server answers, past any proxy."
+        request = urllib.request.Request(f"{self.url}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer: return json.loads(answer.read() or "null")
+
     def stop(self) -> None:
-        "Ends the browser and the server, and removes the temporary folder."
+        "Ends the browser and the server."
         try:
             if self.browser: self.browser.close()
             if self.playwright: self.playwright.stop()
-        finally:
-            if self.server:
-                self.server.terminate()   # it ends its kernels before it goes
-                try: self.server.wait(10)
-                except subprocess.TimeoutExpired: self.server.kill(); self.server.wait()
-            shutil.rmtree(self.folder, ignore_errors=True)
+        finally: self.end_server()
+
+    def end_server(self) -> None:
+        "Ends the server, which ends its kernels before it goes, and removes the temporary folder."
+        if self.server:
+            self.server.terminate()
+            try: self.server.wait(10)
+            except subprocess.TimeoutExpired: self.server.kill(); self.server.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def new_page(self, allowed: tuple[str, ...], **options: Any) -> Page:
         "A page that notes as trouble what no page may do; `allowed` are the beginnings of addresses that it may ask for."
-        page = self.browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
-        page.on("request", lambda request: None if request.url.startswith(allowed) else self.troubles.append(f"asked for {request.url}"))
-        page.on("console", lambda message: self.troubles.append(f"console: {message.text}") if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.troubles.append(f"script: {error}"))
-        page.on("dialog", lambda dialog: (self.troubles.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page, troubles = self.browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page(), self.troubles
+        page.on("request", lambda request: None if request.url.startswith(allowed) else troubles.append(f"asked for {request.url}"))
+        page.on("console", lambda message: troubles.append(f"console: {message.text}") if message.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append(f"script: {error}"))
+        page.on("dialog", lambda dialog: (troubles.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         return page
 
     def open(self, notebook: str) -> Page:
@@ -94,21 +102,26 @@ class Lab:
         return self.page
 
     def close(self) -> None:
-        "Closes every page; the server ends a kernel that nobody looks at any more."
+        "Closes every page, ends every kernel, and forgets the troubles."
         for context in self.browser.contexts: context.close()
-        self.page = None
+        for session in self.ask("sessions"): self.ask(f"sessions/{session['id']}", "DELETE")
+        self.page, self.troubles = None, []
+
+    def pages(self) -> list[Page]: return [page for context in self.browser.contexts for page in context.pages]
 
     def open_offline(self, page_html: Path, theme: str = "light") -> Page:
         "Opens a file in a browser without a network: whatever it asks for beside itself is trouble."
         page = self.new_page(("file:", "data:"), offline=True, color_scheme=theme)
-        page.goto(page_html.resolve().as_uri())
+        page.goto(page_html.resolve().as_uri(), wait_until="networkidle")
         self.check()
         return page
 
     def check(self) -> None:
-        "No page did what none may do."
-        troubles, self.troubles = self.troubles, []
-        assert not troubles, "\n".join(troubles)
+        "No open page did what none may do, once all have settled."
+        for page in self.pages():
+            page.wait_for_function("() => [...document.images].every(image => image.complete)")
+            page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done)))")
+        assert not self.troubles, "\n".join(self.troubles)
 
     def run_all(self, seconds: float = 300) -> None:
         "Runs all cells; returns when each has run without an error."
@@ -127,7 +140,7 @@ class Lab:
         path = self.screenshots/f"{name}-{theme}.png"
         if page: page.screenshot(path=path, full_page=True); return
         self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme])
-        self.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=THEMES[theme])
+        self.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme && !document.getElementById('jupyterlab-splash')", arg=THEMES[theme])
         before = self.page.viewport_size
         self.page.set_viewport_size({**before, "height": max(before["height"], min(self.page.evaluate(HEIGHT), 16_000))})   # Chromium draws no higher
         self.page.wait_for_function("() => document.querySelector('.jp-WindowedPanel-outer').scrollTop === 0 && [...document.images].every(i => i.complete)")
@@ -136,14 +149,12 @@ class Lab:
 
     def evidence(self, name: str) -> str:
         "Keeps pictures of the open pages and the server's log beside the screenshots; where they are, and how the log ends."
-        kept, log = [], self.folder/"jupyter.log"
-        for number, page in enumerate(page for context in (self.browser.contexts if self.browser else []) for page in context.pages):
-            kept.append(self.screenshots/f"FAILED-{name}-{number}.png")
-            page.screenshot(path=kept[-1])
+        kept, log = [self.screenshots/f"FAILED-{name}.log"], self.folder/"jupyter.log"
         text = log.read_text(errors="replace") if log.exists() else ""
-        kept.append(self.screenshots/f"FAILED-{name}.log")
-        kept[-1].write_text(text, encoding="utf-8")
-        return "\n".join(["the log ends with:", text[-2000:], *(f"see {path}" for path in kept)])
+        kept[0].write_text(text, encoding="utf-8")
+        for number, page in enumerate(self.pages() if self.browser else []):
+            with suppress(Error): page.screenshot(path=self.screenshots/f"FAILED-{name}-{number}.png"); kept.append(self.screenshots/f"FAILED-{name}-{number}.png")
+        return "\n".join(["the server's log ends with:", *text.splitlines()[-8:], *(f"see {path}" for path in kept)])
 
 
 def chromium() -> str:
@@ -320,11 +331,15 @@ def main(names: list[str], screenshots: Path) -> int:
     "Starts a JupyterLab and runs the steps; how many failed."
     screenshots.mkdir(parents=True, exist_ok=True)
     passed, failed, lab = 0, 0, Lab(screenshots)
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, _: (lab.end_server(), os._exit(128 + number)))   # the browser's driver may be in the middle of anything, and ends by itself
     try:
         for name, step in {"start": Lab.start, **{name: STEPS[name] for name in names}}.items():
             start = time.time()
             try: step(lab); lab.check(); passed += 1; print(f"ok     {name} ({time.time() - start:.0f} s)", flush=True)
-            except Exception: failed += 1; print(f"FAILED {name} ({time.time() - start:.0f} s)\n{traceback.format_exc()}\n{lab.evidence(name)}", flush=True)
+            except Exception as error:
+                failed += 1
+                line = [frame for frame in traceback.extract_tb(error.__traceback__) if "playwright" not in frame.filename][-1]
+                print(f"FAILED {name} ({time.time() - start:.0f} s): {type(error).__name__}: {error}\nat {line.filename}:{line.lineno}: {line.line}\n{lab.evidence(name)}", flush=True)
             if not lab.browser: break
             lab.close()
     finally: lab.stop()
@@ -338,5 +353,4 @@ if __name__ == "__main__":
     parser.add_argument("--screenshots", type=Path, default=ROOT/"browser_screenshots", help="the folder for pictures (default: browser_screenshots)")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(STEPS): parser.error(f"no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that the server ends as well
     sys.exit(bool(main(arguments.names or list(STEPS), arguments.screenshots)))
