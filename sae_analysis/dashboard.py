@@ -18,7 +18,7 @@ __all__ = ['LIGHT', 'DARK', 'STYLE', 'SCRIPT', 'PAGE_STYLE', 'visible', 'context
 # %% ../nbs/12_dashboard.ipynb #5ca17a49
 def visible(token: str) -> str:
     "A token as escaped HTML in which line breaks and tabs can be seen."
-    return html.escape(token).replace("\n", "⏎").replace("\t", "⇥").replace("\ufffd", "�")
+    return html.escape(token).replace("\n", "⏎").replace("\t", "⇥")
 
 # %% ../nbs/12_dashboard.ipynb #abc79505
 def context_html(example: dict[str, Any], strongest: float) -> str:
@@ -26,9 +26,9 @@ def context_html(example: dict[str, Any], strongest: float) -> str:
     parts = []
     for number, (token, value) in enumerate(zip(example["tokens"], example["values"])):
         if value <= 0: parts.append(visible(token)); continue
-        peak = ' class="peak"' if number == example["firing"] else ""
-        parts.append(f'<mark{peak} style="--v:{min(1.0, value/strongest) if strongest > 0 else 0:.2f}" title="{value:.3g}">{visible(token)}<i> {value:.3g} </i></mark>')
-    where = f"{html.escape(str(example['document']))}, token {example['position']}"
+        peak, share = " class=peak" if number == example["firing"] else "", min(1.0, float(value)/strongest) if strongest > 0 else 0.0
+        parts.append(f"<mark{peak} style=--v:{round(100*share)}>{visible(token)}<i> {value:.2g}</i></mark>")   # there are many: no letter too much
+    where = html.escape(f"{example['document']}, token {example['position']}")
     return f'<div class="context" title="{where}"><code>{"".join(parts)}</code><small>{example["activation"]:.3g}</small></div>'
 
 # %% ../nbs/12_dashboard.ipynb #7df58990
@@ -36,7 +36,7 @@ def histogram_html(entry: dict[str, Any]) -> str:
     "A feature's activations as bars, four to an octave; the shares are read out as one sentence."
     counts, edges = entry["histogram"]["counts"], entry["histogram"]["edges"]
     most = max(counts)
-    bars = "".join(f'<b style="height:{100*count/most:.0f}%" title="{low:.3g} to {high:.3g}: {count:,}"></b>' for count, low, high in zip(counts, edges, edges[1:]))
+    bars = "".join(f'<b style=height:{100*count/most:.0f}% title="{low:.3g} to {high:.3g}: {count:,}"></b>' for count, low, high in zip(counts, edges, edges[1:]))
     return (f'<figure class="bars" role="img" aria-label="{sum(counts):,} activations from {edges[0]:.3g} to {edges[-1]:.3g}, most often around {edges[counts.index(most)]:.3g}"><div>{bars}</div>'
             f"<figcaption><span>{edges[0]:.3g}</span><span>activation, powers of two</span><span>{edges[-1]:.3g}</span></figcaption></figure>")
 
@@ -45,7 +45,7 @@ def tokens_html(title: str, tokens: Sequence[Sequence[Any]], show: str = "×{}")
     "A line of tokens, each with a number."
     if not tokens: return ""
     def seen(token: str) -> str: return visible(token) if token.strip(" ") or len(token) < 2 else f"␣×{len(token)}"   # a run of blanks by its length
-    return f'<dt>{html.escape(title)}</dt><dd>{" ".join(f"<span><code>{seen(token)}</code> <small>{show.format(value)}</small></span>" for token, value, *_ in tokens)}</dd>'
+    return f'<dt>{html.escape(title)}</dt><dd>{" ".join(f"<span><code>{seen(token)}</code> <small>{html.escape(show.format(value))}</small></span>" for token, value, *_ in tokens)}</dd>'
 
 # %% ../nbs/12_dashboard.ipynb #d5101b86
 def figures_of(entry: dict[str, Any]) -> str:
@@ -61,27 +61,29 @@ def figures_of(entry: dict[str, Any]) -> str:
 # %% ../nbs/12_dashboard.ipynb #d34eb8f5
 def neighbours_html(entry: dict[str, Any], have: set[int] | None = None) -> str:
     "Neighbours, as links to features of the same page where they are there (`have`; None: none is)."
-    def name(i: int) -> str: return f'<a href="#{i}">{i}</a>' if have and i in have else str(i)
+    def name(i: int) -> str: return f'<a href="#{int(i)}">{int(i)}</a>' if have and i in have else str(int(i))
     rows = [(title, entry.get("neighbours", {}).get(key)) for key, title in (("cosine", "writes like"), ("together", "fires with"))]
-    return "".join(f'<dt>{title}</dt><dd>{" ".join(f"<span>{name(i)} <small>{value:.2f}</small></span>" for i, value in near)}</dd>' for title, near in rows if near)
+    return "".join(f'<dt>{title}</dt><dd>{" ".join(f"<span>{name(i)} <small>{float(value):.2f}</small></span>" for i, value in near)}</dd>' for title, near in rows if near)
 
 # %% ../nbs/12_dashboard.ipynb #d88537b9
 def feature_html(entry: dict[str, Any], contexts: int = 5, each_decile: int = 1, have: set[int] | None = None) -> str:
     "The dashboard of one feature; with `each_decile` 0 its range is left out."
-    if not entry["active"]: return f'<article><h3>Feature {entry["feature_id"]}</h3><p>dead: never active on these texts</p></article>'
+    number = int(entry["feature_id"])
+    if not entry["active"]: return f'<article id="feature-{number}"><h3>Feature {number}</h3><p>dead: never active on these texts</p></article>'
+    if not entry["num_activations"]: return f'<article id="feature-{number}"><h3>Feature {number}</h3><p>fires {int(entry["held_activations"])} times, on documents held out for testing alone, so there is no evidence; interpret more text</p></article>'
     tokens = "".join([tokens_html("fires on", entry["firing_tokens"][:8]), tokens_html("behind", entry.get("tokens_before", [])[:5]), tokens_html("before", entry.get("tokens_after", [])[:5]),
                       tokens_html("promotes", entry.get("promoted", [])[:8], "{:+.2g}"), tokens_html("suppresses", entry.get("suppressed", [])[:8], "{:+.2g}"), neighbours_html(entry, have)])
     bars = histogram_html(entry) if "histogram" in entry else ""
     strongest = "".join(context_html(example, entry["top_activation"]) for example in entry["top_examples"][:contexts])
     parts = [(10 - rank, part[-each_decile:]) for rank, part in enumerate(entry.get("deciles", [])) if part] if each_decile else []
     spread = "".join(f'<div class="decile"><small>{"strongest" if number == 1 else "weakest" if number == 10 else f"{number}."} tenth</small><div>{"".join(context_html(e, entry["top_activation"]) for e in part)}</div></div>' for number, part in reversed(parts))
-    return (f'<article id="feature-{entry["feature_id"]}"><h3>Feature {entry["feature_id"]} <small>{visible(entry["label"])}</small></h3><p>{html.escape(figures_of(entry))}</p>'
+    return (f'<article id="feature-{number}"><h3>Feature {number} <small>{visible(entry["label"])}</small></h3><p>{html.escape(figures_of(entry))}</p>'
             f'<div class="sides">{bars}<dl>{tokens}</dl></div>{strongest}' + (f"<details><summary>Over its whole range</summary>{spread}</details>" if spread else "") + "</article>")
 
 # %% ../nbs/12_dashboard.ipynb #c8ecfcd9
 LIGHT = "--ink:#222;--paper:#fff;--line:#d8dadd;--soft:#f4f5f7;--link:#1a5fb4;--shade:217 107 20;--good:#1a7f37;--bad:#b4470c;--bar:#2a6f97;color-scheme:light"
 DARK = "--ink:#e4e4e4;--paper:#16181b;--line:#3d4147;--soft:#22252a;--link:#8ab8f0;--shade:235 125 40;--good:#5fc27e;--bad:#f0955c;--bar:#6fb1d6;color-scheme:dark"
-STYLE = f""".sae{{{LIGHT}}}@media(prefers-color-scheme:dark){{.sae{{{DARK}}}}}body[data-jp-theme-light="true"] .sae{{{LIGHT}}}body[data-jp-theme-light="false"] .sae{{{DARK};--paper:transparent}}""" + """
+STYLE = f""".sae{{{LIGHT}}}@media(prefers-color-scheme:dark){{.sae{{{DARK}}}}}body[data-jp-theme-light="true"] .sae{{{LIGHT}}}body[data-jp-theme-light="false"] .sae{{{DARK};--paper:#111}}""" + """
 .sae{font:14px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}.sae a{color:var(--link)}
 .sae h1{margin:0 0 .2rem}.sae h2{margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line)}.sae h3{margin:.2rem 0;color:var(--ink)}.sae h3 small{font-weight:400;opacity:.75;white-space:pre-wrap}
 .sae article{border:1px solid var(--line);border-radius:6px;padding:.6rem .9rem;margin:.8rem 0;overflow-wrap:anywhere}.sae article p{margin:.2rem 0 .5rem}
@@ -89,9 +91,10 @@ STYLE = f""".sae{{{LIGHT}}}@media(prefers-color-scheme:dark){{.sae{{{DARK}}}}}bo
 .sae td.met{color:var(--good);font-weight:600}.sae td.missed{color:var(--bad);font-weight:600}
 .sae code{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap;color:inherit;background:none}.sae small{opacity:.75}.sae figure{margin:0}.sae figure img{max-width:100%;background:#fff;border-radius:6px}
 .sae .context{display:flex;justify-content:space-between;gap:1rem;border-top:1px solid var(--line);padding:.15rem 0}.sae .context code{padding:0}.sae .context>small{flex:none;white-space:nowrap}
-.sae mark{position:relative;background:rgb(var(--shade)/calc(.08 + var(--v,0)*.6));color:inherit;border-radius:2px;padding:0}.sae mark.peak{outline:1px solid currentColor}
+.sae mark{position:relative;background:rgb(var(--shade)/calc(8% + var(--v,0)*.6%));color:inherit;border-radius:2px;padding:0}.sae mark.peak{outline:1px solid currentColor}
 .sae mark sub{font-size:10px;opacity:.8;margin-left:2px;vertical-align:baseline}
-.sae mark i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap;user-select:none}
+.sae mark i{position:absolute;left:0;bottom:100%;clip-path:inset(50%);white-space:nowrap;user-select:none;pointer-events:none;font-style:normal;font-size:11px;line-height:1.5;color:var(--paper);background:var(--ink);border-radius:3px;z-index:9}
+.sae mark:hover i{clip-path:none}
 .sae .sides{display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;margin-bottom:.5rem}.sae .bars{flex:0 1 16rem;min-width:12rem}.sae .bars div{display:flex;align-items:flex-end;height:4.5rem;gap:1px;border-bottom:1px solid var(--ink)}
 .sae .bars b{flex:1;background:var(--bar);min-height:1px}.sae .bars figcaption{display:flex;justify-content:space-between;font-size:11px;opacity:.75}
 .sae dl{flex:1 1 24rem;display:grid;grid-template-columns:max-content 1fr;gap:.1rem .7rem;margin:0}.sae dl dt,.sae dl dd{float:none;width:auto;margin:0}.sae dl dt{opacity:.75;font-weight:400;white-space:nowrap}.sae dd span{margin-right:.5rem;white-space:nowrap}
@@ -148,8 +151,8 @@ PAGE_STYLE = """body{margin:0}.sae.page{height:100vh;display:grid;grid-template:
 .page tbody tr{cursor:pointer}.page tr[aria-current]{background:var(--soft);outline:2px solid var(--link);outline-offset:-2px}.page td{white-space:nowrap;padding:.15rem .5rem}.page th{padding:.25rem .5rem}.page td:nth-child(2){white-space:pre-wrap;overflow-wrap:anywhere}
 @media(max-width:56rem){.sae.page{height:auto;display:block;overflow:visible}.page nav{max-height:40vh}}"""
 
-# %% ../nbs/12_dashboard.ipynb #1a642b73
-def page_html(title: str, features: Iterable[dict[str, Any]], contexts: int = 6) -> str:
+# %% ../nbs/12_dashboard.ipynb #7bea0e7c
+def page_html(title: str, features: Iterable[dict[str, Any]], contexts: int = 3) -> str:
     "A self-contained page over features."
     entries = list(features)
     have, head = {entry["feature_id"] for entry in entries}, ("id", "label", "density", "max", "bits", "label right")
@@ -160,7 +163,7 @@ def page_html(title: str, features: Iterable[dict[str, Any]], contexts: int = 6)
                  ((e["feature_id"], e["feature_id"]), ("", visible(e["label"]) or "dead"), (float(e["density"]), f'{e["density"]:.2%}'), (float(e["top_activation"]), f'{e["top_activation"]:.3g}'), (float(e["score"]), f'{e["score"]:.1f}'),
                   (-1.0 if right is None else float(right), "" if right is None else f"{right:.0%}"))]
         return f'<tr data-id="{e["feature_id"]}" data-text="{text}">{"".join(cells)}</tr>'
-    cards = "".join(feature_html({**e, "top_examples": e.get("top_examples", [])}, contexts, 1, have).replace("<article", f'<article hidden{"" if e["active"] else " id=" + chr(34) + "feature-" + str(e["feature_id"]) + chr(34)}', 1) for e in entries)
+    cards = "".join(feature_html(e, contexts, 1, have).replace("<article", "<article hidden", 1) for e in entries)
     allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'; script-src \'sha256-{allowed}\'">'
             f'<title>{html.escape(title)}</title><style>{STYLE}{PAGE_STYLE}</style></head><body><div class="sae page"><header><h1>{html.escape(title)}</h1><span id="said" role="status"></span>'
@@ -168,8 +171,8 @@ def page_html(title: str, features: Iterable[dict[str, Any]], contexts: int = 6)
             f'<nav aria-label="features"><table><thead><tr>{"".join(f"<th><button>{name}</button></th>" for name in head)}</tr></thead><tbody>{"".join(map(row, entries))}</tbody></table></nav>'
             f"<main>{cards}</main></div><script>{SCRIPT}</script></body></html>")
 
-# %% ../nbs/12_dashboard.ipynb #65a40cf5
-def write_page(path: str | Path, title: str, features: Iterable[dict[str, Any]], contexts: int = 6, limit: int = 10_000) -> Path:
+# %% ../nbs/12_dashboard.ipynb #a107352e
+def write_page(path: str | Path, title: str, features: Iterable[dict[str, Any]], contexts: int = 3, limit: int = 10_000) -> Path:
     "Writes `page_html` to a file, whole or not at all."
     entries = list(features)
     if len(entries) > limit: raise InputError(f"a page of {len(entries):,} features would be too large for a browser; choose at most {limit:,}, for example those with the best score")
@@ -180,7 +183,7 @@ def table_html(table: Any, links: Sequence[str] = ()) -> str:
     "A DataFrame as escaped HTML; a column `met` becomes words, columns in `links` become links."
     def cell(name: str, value: Any) -> str:
         if name == "met": return f'<td class="{"met" if value else "missed"}">{"met" if value else "not met"}</td>'
-        if name in links and value: return f'<td><a href="{html.escape(value)}">open</a></td>'
+        if name in links: return f'<td><a href="{html.escape(value)}">open</a></td>' if str(value).startswith(("https://", "http://")) else "<td></td>"
         shown = f"{value:,.0f}" if isinstance(value, float) and value >= 1000 else f"{value:.4g}" if isinstance(value, float) else str(value)
         return f"<td>{visible(shown)}</td>"
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)

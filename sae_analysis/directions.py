@@ -15,16 +15,20 @@ from .models import LanguageModel
 from .sae import JumpReLUSAE
 
 # %% auto #0
-__all__ = ['final_norm', 'through_norm', 'LogitEffects', 'logit_effects', 'cosine_neighbours', 'Firing', 'jaccard_neighbours',
-           'firing_on', 'match_features']
+__all__ = ['final_norm', 'through_norm', 'unembedding', 'LogitEffects', 'logit_effects', 'cosine_neighbours', 'Firing',
+           'jaccard_neighbours', 'firing_on', 'match_features']
 
-# %% ../nbs/10_directions.ipynb #9aeb449f
+# %% ../nbs/10_directions.ipynb #9c984e57
 def final_norm(model: LanguageModel) -> nn.Module | None:
-    "The norm after the last block: a sibling of the list of blocks. None where there is none, as in BERT-like encoders."
+    "The norm behind the last block: a sibling of the list of blocks, declared after it, or before it and called final. None where there is none."
+    def is_norm(name: str, module: nn.Module) -> bool: return "norm" in f"{name} {type(module).__name__}".lower()
     for parent in model.model.modules():
-        children = list(parent.children())
-        at = next((number for number, child in enumerate(children) if child is model.blocks), None)
-        if at is not None: return next((child for child in children[at + 1:] if "norm" in type(child).__name__.lower()), None)
+        children = list(parent.named_children())
+        at = next((number for number, (_, child) in enumerate(children) if child is model.blocks), None)
+        if at is None: continue
+        after = [child for name, child in children[at + 1:] if is_norm(name, child)]
+        before = [child for name, child in children[:at] if is_norm(name, child) and "final" in name]
+        return (after + before + [None])[0]
     return None
 
 # %% ../nbs/10_directions.ipynb #04d6d369
@@ -32,10 +36,22 @@ def final_norm(model: LanguageModel) -> nn.Module | None:
 def through_norm(norm: nn.Module | None, directions: Tensor) -> Tensor:
     "Directions `[n, d_model]` as the linear part of a final norm passes them on."
     if norm is None: return directions
-    weight = next(norm.parameters(), None)
-    if weight is None: return directions
-    if isinstance(norm, nn.LayerNorm): return (directions - directions.mean(-1, keepdim=True))*weight.to(directions)
-    return directions*norm(torch.ones_like(weight)[None]).to(directions)   # the root mean square of ones is one: what comes out is how the norm multiplies
+    d, like = directions.shape[-1], next(norm.parameters(), directions)
+    probe = torch.ones(d)
+    probe[1::2] = -1
+    if d % 2: probe[-3:] = torch.tensor([2.0, -1.0, -1.0])
+    probe = (probe/probe.pow(2).mean().sqrt())[None].to(device=like.device, dtype=like.dtype)   # mean 0, root mean square 1: what comes out is how the norm multiplies
+    multiplier = ((norm(probe) - norm(-probe)).float()/2/probe.float()).to(directions)          # a bias is in both, and cancels
+    centred = (norm(probe + 1) - norm(probe)).abs().max() < 0.05*(norm(probe).abs().max() + 1e-6)   # whether the mean is taken away first
+    return (directions - directions.mean(-1, keepdim=True) if centred else directions)*multiplier
+
+# %% ../nbs/10_directions.ipynb #e9bd259a
+def unembedding(model: LanguageModel) -> Tensor:
+    "The output embedding of every token that the tokenizer knows, `[vocabulary, d_model]`; refused where more than a norm stands before it."
+    head = model.model.get_output_embeddings()
+    if head is None: raise InputError(f"{model.name} has no unembedding, so features promote no tokens")
+    if not getattr(model, "causal", True): raise InputError(f"{model.name} is a masked language model: its head has layers of its own, so a feature has no direct effect on tokens")
+    return head.weight[:len(model.tokenizer)].detach().float()   # some have rows that no token uses
 
 # %% ../nbs/10_directions.ipynb #5a55e4bc
 @dataclass(frozen=True)
@@ -51,10 +67,11 @@ class LogitEffects:
 @torch.no_grad()
 def logit_effects(sae: JumpReLUSAE, model: LanguageModel, features: Sequence[int] | None = None, k: int = 10, chunk: int = 256) -> LogitEffects:
     "What one unit of each feature does to the next token's logits, without the blocks in between; all features when none are named."
-    head = model.model.get_output_embeddings()
-    if head is None: raise InputError(f"{model.name} has no unembedding, so features promote no tokens")
+    W = unembedding(model)
+    if W.shape[1] != sae.config.d_model: raise InputError(f"the unembedding of {model.name} reads width {W.shape[1]}, the SAE writes width {sae.config.d_model}; what lies between is not known")
+    k = min(k, len(W))
     ids = torch.arange(sae.config.d_hidden) if features is None else torch.as_tensor(list(features), dtype=torch.long)
-    norm, W, found = final_norm(model), head.weight.float(), []
+    norm, found = final_norm(model), []
     for some in ids.split(chunk):
         logits = through_norm(norm, sae.W_dec[some.to(sae.W_dec.device)].to(W)) @ W.T
         high, low = logits.topk(k, dim=1), logits.topk(k, dim=1, largest=False)
@@ -137,7 +154,7 @@ def match_features(a: JumpReLUSAE, b: JumpReLUSAE,
     table: dict[str, Any] = {"feature_a": np.arange(a.config.d_hidden)}
     ways = {"cosine": lambda x, y: cosine_neighbours(x.W_dec, y.W_dec.to(x.W_dec.device), k=1)}
     if rows is not None:
-        of_a, of_b = rows if isinstance(rows, tuple) else (list(rows),)*2
+        of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 and not any(isinstance(part, Tensor) for part in rows) else (list(rows),)*2   # a pair of streams, or one stream
         fired = {id(a): firing_on(a, of_a), id(b): firing_on(b, of_b)}
         if len({each.shape[0] for each in fired.values()}) > 1: raise InputError("the two SAEs were given different numbers of rows; they must be of the same tokens")
         ways["jaccard"] = lambda x, y: jaccard_neighbours(fired[id(x)], fired[id(y)], k=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .activations import ActivationStore, save_tensors
 from .chat import pad
-from .config import InputError, hash_unit
+from .config import InputError, hash_unit, log
 from .directions import Firing
 from .loaders import Document, as_documents
 from .models import LanguageModel
@@ -24,8 +24,8 @@ from .windows import frame_tokens, tokenized
 
 # %% auto #0
 __all__ = ['BINS', 'LOWEST', 'ARRAYS', 'NUMBERS', 'TABLES', 'PAIRS', 'Piece', 'pieces', 'piece_batches', 'Rows', 'text_rows',
-           'store_rows', 'latent_chunks', 'ContextTable', 'scattered', 'PairCounts', 'EvidenceConfig', 'bin_edges',
-           'bin_of', 'Evidence', 'save_evidence', 'load_evidence', 'gather']
+           'store_rows', 'latent_chunks', 'ContextTable', 'best_of_groups', 'scattered', 'PairCounts', 'EvidenceConfig',
+           'bin_edges', 'bin_of', 'Evidence', 'save_evidence', 'load_evidence', 'gather']
 
 # %% ../nbs/10_evidence.ipynb #ca404b5f
 @dataclass(frozen=True)
@@ -82,20 +82,24 @@ class Rows:
 def text_rows(model: LanguageModel, texts: Iterable[str | Document], layer: int,
               context: int = 1024,                   # tokens in a piece, the separator included
               batch_tokens: int = 4096,              # tokens in one forward pass, with padding
-              norm_limit: float = float("inf")       # longer rows do not count
+              norm_limit: float = float("inf"),      # longer rows do not count
+              skip: int = 0                          # pieces that have been read before, in whole batches; the model is not run on them again
               ) -> Iterator[Rows]:
     "The rows of texts, each text by itself."
     special = torch.tensor(sorted(model.special_ids()), dtype=torch.long)
     for batch in piece_batches(pieces(texts, model.tokenizer, min(context, model.context_length)), batch_tokens):
+        if (skip := skip - len(batch)) >= 0: continue
+        if skip > -len(batch): raise InputError(_OTHER_BATCHES)
         ids, mask = pad([piece.ids for piece in batch], int(special[0]) if len(special) else 0)
         tokens = mask.bool()
         tokens[:, 0] = False
         hidden = model.residuals(ids, [layer], mask)[layer]
         hidden = hidden[tokens.to(hidden.device)]
         yield Rows(batch, hidden, ~torch.isin(ids[tokens], special) & (hidden.float().norm(dim=-1) <= norm_limit).cpu())
+_OTHER_BATCHES = "the pass that is to go on was made of other batches; delete its snapshot to begin anew"
 
-# %% ../nbs/10_evidence.ipynb #70c4d184
-def store_rows(store: ActivationStore, batch_tokens: int = 4096, norm_limit: float = float("inf")) -> Iterator[Rows]:
+# %% ../nbs/10_evidence.ipynb #4e9a47ee
+def store_rows(store: ActivationStore, batch_tokens: int = 4096, norm_limit: float = float("inf"), skip: int = 0) -> Iterator[Rows]:
     "The rows of an activation store, with its token table, in the order of the text."
     table = store.tokens
     if table is None: raise InputError(f"{store.path} has no token table, so it is not known which tokens its rows stand for; extract the texts into a store, or interpret with the model")
@@ -109,10 +113,12 @@ def store_rows(store: ActivationStore, batch_tokens: int = 4096, norm_limit: flo
                 batch.append(Piece(table.document_ids[number], seen, [int(ids[low - 1]) if low else int(ids[0]), *ids[low:high].tolist()]))
                 counted.append(kept[low:high].clone())
                 seen += high - low
+        if row >= len(store): return   # a token table may be longer than a layer's rows
         if not batch: continue
         counted = torch.cat(counted)
-        have = min(int(counted.sum()), len(store) - row)   # a token table may be longer than a layer's rows
-        if have <= 0: return
+        have = min(int(counted.sum()), len(store) - row)
+        if (skip := skip - len(batch)) >= 0: row += have; continue
+        if skip > -len(batch): raise InputError(_OTHER_BATCHES)
         counted[counted.nonzero().ravel()[have:]] = False
         hidden = torch.zeros(len(counted), store.d_model)
         hidden[counted] = store.rows(np.arange(row, row + have)).float()
@@ -129,6 +135,7 @@ def _stretches(document: Tensor) -> Iterator[tuple[int, int]]:
 @torch.no_grad()
 def latent_chunks(sae: JumpReLUSAE, x: Tensor, elements: int = 2**24) -> Iterator[tuple[int, Tensor]]:
     "All latents of rows `[rows, d_model]` in chunks: the number of the first, and `[latents, rows]`."
+    sae.check_width(x)
     x, step = x.to(sae.W_enc.device).float(), max(64, elements//max(len(x), 1))
     if isinstance(sae, TopKSAE): whole = sae.encode(x).T   # which are kept depends on all of them
     for first in range(0, sae.config.d_hidden, step):
@@ -148,10 +155,11 @@ class ContextTable:
 
     COLUMNS = ("key", "value", "piece", "position", "window")
 
-    def offer(self, feature: Tensor, key: Tensor, describe: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        "Takes in the entries that belong in the table; `describe` gives value, piece, position and window of those at some indices."
+    def offer(self, feature: Tensor, key: Tensor, describe: Callable[[Tensor], tuple[Tensor, ...]], among: Tensor | None = None) -> None:
+        "Takes in the entries that belong in the table, of all or `among` those at some indices; `describe` gives value, piece, position and window of entries."
         if not self.key.shape[1]: return
-        at = (key > self.key[feature, -1]).nonzero().ravel()
+        at = torch.arange(len(key)) if among is None else among
+        at = at[key[at] > self.key[feature[at], -1]]
         at = at[torch.argsort(key[at], descending=True, stable=True)]
         at = at[torch.argsort(feature[at], stable=True)]             # feature by feature, highest key first
         rank = _ranks(feature[at])
@@ -168,6 +176,12 @@ class ContextTable:
     def filled(self, feature: int) -> int:
         "How many contexts a feature has."
         return int((self.key[feature] > 0).sum())
+
+def best_of_groups(group: Tensor, key: Tensor, among: Tensor) -> Tensor:
+    "Of the entries `among`, the one of highest key in every group."
+    order = among[torch.argsort(key[among], descending=True, stable=True)]
+    order = order[torch.argsort(group[order], stable=True)]
+    return order[torch.cat([torch.ones(1, dtype=torch.bool), group[order].diff() != 0])] if len(order) else order
 
 def _ranks(sorted_groups: Tensor) -> Tensor:
     "The rank of each element within its group, from 0; equal groups stand together, ascending."
@@ -190,25 +204,25 @@ class PairCounts:
     def __init__(self, limit: int = 2**23):
         self.limit, self.short = limit, 0            # counts may be too small by `short`
         self.keys, self.counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)   # feature<<32 | token, ascending
-        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []   # not merged yet; when that is done depends on the counts alone, so that equal text gives equal counts
 
     def add(self, feature: Tensor, token: Tensor) -> None:
         found, counts = torch.unique((feature << 32) | token, return_counts=True)
-        self._waiting.append((found.numpy(), counts.numpy()))
-        if sum(len(found) for found, _ in self._waiting) > max(len(self.keys), 2**20): self.merge()
+        self.waiting.append((found.numpy(), counts.numpy()))
+        if sum(len(found) for found, _ in self.waiting) > max(len(self.keys), min(self.limit, 2**20)): self.merge()
 
     def merge(self) -> None:
         "Brings in what waits."
-        keys, back = np.unique(np.concatenate([self.keys, *(found for found, _ in self._waiting)]), return_inverse=True)
-        counts = np.bincount(back, np.concatenate([self.counts, *(counts for _, counts in self._waiting)]), minlength=len(keys)).astype(np.int64)
+        keys, back = np.unique(np.concatenate([self.keys, *(found for found, _ in self.waiting)]), return_inverse=True)
+        counts = np.bincount(back, np.concatenate([self.counts, *(counts for _, counts in self.waiting)]), minlength=len(keys)).astype(np.int64)
         while len(keys) > self.limit:
             least = counts.min()
             keys, counts, self.short = keys[counts > least], counts[counts > least], self.short + int(least)
-        self.keys, self.counts, self._waiting = keys, counts, []
+        self.keys, self.counts, self.waiting = keys, counts, []
 
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Feature, token and count of every pair, by feature."
-        if self._waiting: self.merge()
+        if self.waiting: self.merge()
         return self.keys >> 32, self.keys & 0xFFFFFFFF, self.counts
 
 # %% ../nbs/10_evidence.ipynb #d20ee60f
@@ -217,7 +231,7 @@ class EvidenceConfig:
     "How much evidence is kept."
     k: int = 10                   # strongest contexts of a feature
     sample: int = 20              # contexts drawn evenly from all of a feature's, for deciles
-    held: int = 16                # contexts on held-out documents
+    held: int = 16                # contexts on held-out documents, one from a piece
     around: int = 12              # tokens kept on either side
     held_out: float = 0.2         # share of documents that descriptions are tested on
     pool: int = 256               # contexts on held-out documents that are drawn whatever fires there
@@ -243,7 +257,7 @@ class Evidence:
     def __init__(self, d_hidden: int, config: EvidenceConfig = EvidenceConfig()):
         c = self.config = config
         self.d_hidden, self.tokens, self.held_tokens, self.rows = d_hidden, 0, 0, 0
-        self.active = torch.zeros(d_hidden, dtype=torch.int64)
+        self.active, self.held_active = (torch.zeros(d_hidden, dtype=torch.int64) for _ in range(2))
         self.total, self.maximum = torch.zeros(d_hidden, dtype=torch.float64), torch.zeros(d_hidden)
         self.histogram = torch.zeros(d_hidden, BINS, dtype=torch.int32)
         self.top, self.sample, self.held = (ContextTable(d_hidden, k, 2*c.around + 1) for k in (c.k, c.sample, c.held))
@@ -274,19 +288,20 @@ class Evidence:
         "Adds a chunk of latents `[latents, rows]`, zero where nothing counts; which of them fire on the sampled tokens, `[2, entries]`."
         chunk, (feature, row) = slice(first, first + len(latents)), latents.nonzero(as_tuple=True)
         value, feature, row = latents[feature, row].cpu(), feature.cpu() + first, row.cpu()
-        around = lambda at: b.windows(latents, feature[at] - first, row[at])
-        describe = lambda at: (value[at], b.number[row[at]], b.rows.position[row[at]], around(at))
-        priority = scattered(b.first_row + row, feature)
-        held = b.held[row]
-        self.held.offer(feature[held], priority[held], _of(describe, held.nonzero().ravel()))
-        seen = (~held).nonzero().ravel()
-        self.sample.offer(feature[seen], priority[seen], _of(describe, seen))
-        best = _best_in_piece(feature, b.rows.piece[row], value, seen, self.top.key)
-        self.top.offer(feature[best], value[best], _of(describe, best))
+        def describe(at: Tensor) -> tuple[Tensor, ...]: return value[at], b.number[row[at]], b.rows.position[row[at]], b.windows(latents, feature[at] - first, row[at])
+        priority, group = scattered(b.first_row + row, feature), feature*len(b.rows.pieces) + b.rows.piece[row]
+        seen, held = ((b.held[row] == kind).nonzero().ravel() for kind in (False, True))
+        self.sample.offer(feature, priority, describe, seen)
+        for table, key, among in ((self.top, value, seen), (self.held, priority, held)):
+            if table.key.shape[1]: table.offer(feature, key, describe, best_of_groups(group, key, among[key[among] > table.key[feature[among], -1]]))
         self._count(feature[seen] - first, value[seen], chunk, len(latents))
+        self.held_active[chunk] += torch.bincount(feature[held] - first, minlength=len(latents))
         self._count_pairs(b, feature[seen], row[seen])
         drawn, slots = taken
-        if len(drawn): self.pool_active[chunk, slots] = b.windows_of(latents, drawn).gt(0).any(2).cpu()
+        if len(drawn):
+            self.pool_active[chunk, slots] = False
+            entry, number = b.near(drawn)[row].nonzero(as_tuple=True)
+            self.pool_active[feature[entry], slots[number]] = True
         kept = b.sampled[row]
         return torch.stack([b.sample_number[row[kept]], feature[kept]]).int()
 
@@ -368,41 +383,30 @@ class _Batch:
         places, inside = self._places(row)
         return latents[feature[:, None].to(latents.device), places.to(latents.device)].cpu()*inside
 
-    def windows_of(self, latents: Tensor, row: Tensor) -> Tensor:
-        "Activations of all features around rows, `[latents, rows, window]`."
+    def near(self, row: Tensor) -> Tensor:
+        "Which rows of the batch lie in the window around each of some rows, `[rows of the batch, rows]`."
         places, inside = self._places(row)
-        return latents[:, places.to(latents.device)]*inside.to(latents.device)
+        found = torch.zeros(len(self.rows.ids), len(row), dtype=torch.bool)
+        found[places[inside], torch.arange(len(row))[:, None].expand_as(places)[inside]] = True
+        return found
 
-# %% ../nbs/10_evidence.ipynb #35a84090
-def _of(describe: Callable, chosen: Tensor) -> Callable:
-    "`describe` for entries that are counted among the `chosen` ones."
-    return lambda at: describe(chosen[at])
-
-def _best_in_piece(feature: Tensor, piece: Tensor, value: Tensor, seen: Tensor, top_key: Tensor) -> Tensor:
-    "Of the entries `seen`, the strongest of every feature in every piece, among those that could enter the table."
-    if not top_key.shape[1]: return seen[:0]
-    could = seen[value[seen] > top_key[feature[seen], -1]]
-    if not len(could): return could
-    order = could[torch.argsort(value[could], descending=True, stable=True)]
-    group = feature[order]*(int(piece.max()) + 1) + piece[order]
-    order = order[torch.argsort(group, stable=True)]
-    group = feature[order]*(int(piece.max()) + 1) + piece[order]
-    return order[torch.cat([torch.ones(1, dtype=torch.bool), group.diff() != 0])]
-
-# %% ../nbs/10_evidence.ipynb #696d7b17
-ARRAYS = ("active", "total", "maximum", "histogram", "token_count", "pool_key", "pool_piece", "pool_position", "pool_active", "firing", "sampled")
+# %% ../nbs/10_evidence.ipynb #3ecfa1f9
+ARRAYS = ("active", "held_active", "total", "maximum", "histogram", "token_count", "pool_key", "pool_piece", "pool_position", "pool_active", "firing", "sampled")
 NUMBERS = ("tokens", "held_tokens", "rows", "firing_share", "pieces_read")
 TABLES, PAIRS = ("top", "sample", "held"), ("fires_on", "fires_behind", "fires_before")
 
 def save_evidence(evidence: Evidence, path: Path, facts: dict[str, Any]) -> None:
     "Writes evidence as it stands, whole or not at all; `facts` say what it is evidence of."
-    for name in PAIRS: getattr(evidence, name).merge()
     evidence._prune()
     about = {"facts": facts, "config": asdict(evidence.config), "d_hidden": evidence.d_hidden, "short": [getattr(evidence, name).short for name in PAIRS],
              **{name: getattr(evidence, name) for name in NUMBERS}, "pieces": {number: asdict(piece) for number, piece in evidence.pieces.items()}}
     tensors = {name: getattr(evidence, name) for name in ARRAYS}
     for name in TABLES: tensors |= {f"{name}.{column}": getattr(getattr(evidence, name), column) for column in ContextTable.COLUMNS}
-    for name in PAIRS: tensors |= {f"{name}.{part}": torch.from_numpy(getattr(getattr(evidence, name), part)) for part in ("keys", "counts")}
+    for name in PAIRS:
+        pairs = getattr(evidence, name)
+        columns = [np.concatenate([part[i] for part in pairs.waiting]) if pairs.waiting else np.empty(0, dtype=np.int64) for i in (0, 1)]
+        tensors |= {f"{name}.keys": torch.from_numpy(pairs.keys), f"{name}.counts": torch.from_numpy(pairs.counts), f"{name}.waiting": torch.from_numpy(np.stack(columns)),
+                    f"{name}.parts": torch.tensor([len(found) for found, _ in pairs.waiting], dtype=torch.int64)}
     save_tensors(path, {**tensors, "about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)})
 
 # %% ../nbs/10_evidence.ipynb #d6522197
@@ -412,6 +416,7 @@ def load_evidence(path: Path, facts: dict[str, Any]) -> Evidence | None:
     from safetensors.torch import load_file
     try: tensors = load_file(path)
     except (FileNotFoundError, SafetensorError): return None
+    if "about" not in tensors: return None
     about = json.loads(tensors["about"].numpy().tobytes())
     if about["facts"] != json.loads(json.dumps(facts)): return None
     evidence = Evidence(about["d_hidden"], EvidenceConfig(**about["config"]))
@@ -422,26 +427,27 @@ def load_evidence(path: Path, facts: dict[str, Any]) -> Evidence | None:
     for name, short in zip(PAIRS, about["short"]):
         pairs = getattr(evidence, name)
         pairs.keys, pairs.counts, pairs.short = tensors[f"{name}.keys"].numpy().copy(), tensors[f"{name}.counts"].numpy().copy(), short
+        pairs.waiting = [tuple(part.numpy().copy()) for part in tensors[f"{name}.waiting"].split(tensors[f"{name}.parts"].tolist(), dim=1)]
     evidence.pieces = {int(number): Piece(**piece) for number, piece in about["pieces"].items()}
     return evidence
 
-# %% ../nbs/10_evidence.ipynb #79b69751
-def gather(sae: JumpReLUSAE, batches: Iterable[Rows], config: EvidenceConfig = EvidenceConfig(), max_tokens: int | None = None,
+# %% ../nbs/10_evidence.ipynb #19ca35fa
+def gather(sae: JumpReLUSAE, batches: Callable[..., Iterable[Rows]],   # called with `skip`, pieces that have been read before
+           config: EvidenceConfig = EvidenceConfig(), max_tokens: int | None = None,
            description: str = "gathering evidence", snapshot: Path | None = None, facts: dict[str, Any] | None = None, every: float = 60.0) -> Evidence:
     "Evidence from all batches; with a `snapshot` file it is written down every so many seconds, and a killed pass goes on from there."
     import time
     from tqdm.auto import tqdm
     facts = {**(facts or {}), "config": asdict(config)}
     evidence = (load_evidence(snapshot, facts) if snapshot else None) or Evidence(sae.config.d_hidden, config)
-    done, read, written = evidence.pieces_read, 0, time.monotonic()
+    written = time.monotonic()
     with tqdm(desc=description, unit=" tokens", unit_scale=True, total=max_tokens, disable=None, initial=evidence.tokens + evidence.held_tokens) as bar:
-        for rows in batches:
-            read += len(rows.pieces)
-            if read <= done: continue   # read before the pass was killed
+        for rows in batches(skip=evidence.pieces_read):
             if max_tokens is not None and evidence.tokens + evidence.held_tokens >= max_tokens: break
             evidence.update(sae, rows)
             bar.update(int(rows.counted.sum()))
             if snapshot and time.monotonic() - written > every:
                 save_evidence(evidence, snapshot, facts)
                 written = time.monotonic()
+    if short := max(getattr(evidence, name).short for name in PAIRS): log.warning("the rarest (feature, token) pairs were let go to keep within pair_limit; token counts may be too small by up to %s", f"{short:,}")
     return evidence

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 from .charts import plot_l0, plot_loss
-from .config import InputError
+from .config import InputError, write_text
 from .dashboard import feature_html, figure_html, styled, table_html, visible, write_page
 from .interpreter import Features
 from .models import LanguageModel
@@ -33,6 +33,11 @@ class Explorer:
     def widget(self) -> Any:
         "The widgets, made when they are first shown."
         return self._build()
+
+    def to_html(self, path: str | Path) -> Path:
+        "The still view as one self-contained file that works offline."
+        title, dark = html.escape(repr(self)), "@media(prefers-color-scheme:dark){body{background:#16181b}}"
+        return write_text(path, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>body{{margin:1.5rem auto;max-width:70rem}}{dark}</style></head><body>{self.html()}</body></html>')
 
     def _repr_html_(self) -> str: return self.html()
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
@@ -71,7 +76,8 @@ class FeatureExplorer(Explorer):
     HEAD = f"{'id':>6} {'density':>7} {'max':>7} {'bits':>4} {'right':>5} label"
 
     def __init__(self, features: Features, feature_id: int | None = None):
-        self.features = features
+        if not len(features): raise InputError("there are no features to look at")
+        self.features, self._updating = features, False
         best = features.best(1)
         self.start = feature_id if feature_id is not None else best[0]["feature_id"] if best else 0
         self.current = features[self.start]["feature_id"]
@@ -98,20 +104,23 @@ class FeatureExplorer(Explorer):
         for button in (self.previous, self.next): button.layout.width = "5.5rem"
         self.neighbours, self.view, self.said = w.HBox(layout=w.Layout(flex_flow="row wrap")), w.HTML(), w.Label()
         self.search.observe(lambda change: self._fill(), "value"); self.sorting.observe(lambda change: self._fill(), "value")
-        self.list.observe(lambda change: change["new"] is not None and self.open(change["new"]), "value")
-        self.jump.observe(lambda change: self.open(change["new"]), "value"); self.row.observe(lambda change: self.step(change["new"] - 1 - self._at()), "value")
+        for widget, act in ((self.list, self.open), (self.jump, self.open), (self.row, lambda row: self.step(row - 1 - self._at()))): self._when_changed(widget, act)
         self.previous.on_click(lambda _: self.step(-1)); self.next.on_click(lambda _: self.step(1))
         self._fill(); self.open(self.start)
         left = w.VBox([w.HBox([self.search, self.sorting]), self.head, self.list, w.HBox([self.previous, self.next, self.row, self.jump]), self.said], layout=w.Layout(flex="0 0 29rem"))
         return w.HBox([left, w.VBox([self.view, self.neighbours], layout=w.Layout(flex="1 1 auto", min_width="20rem"))])
 
+    def _when_changed(self, widget: Any, act: Callable[[int], None]) -> None:
+        "Acts on what a reader chooses, not on what this explorer sets."
+        widget.observe(lambda change: None if self._updating or change["new"] is None else act(change["new"]), "value")
+
     def _fill(self) -> None:
         found = find_features(self.features, self.search.value, self.sorting.value)
-        open_now = self.list.value
         options = [(feature_row(row), int(row.feature_id)) for row in found.itertuples()]
-        self.list.options = options
-        if open_now in [i for _, i in options]: self.list.value = open_now
-        self.row.max = max(1, len(options))
+        self._updating = True
+        try: self.list.options, self.row.max = options, max(1, len(options))
+        finally: self._updating = False
+        self._point()
         self.said.value = f"{len(options):,} of {len(self.features):,} features" + (" (search for more)" if len(options) == 500 else "")
 
     def open(self, feature_id: int) -> None:
@@ -119,10 +128,17 @@ class FeatureExplorer(Explorer):
         if not hasattr(self, "view"): self.widget   # now there are widgets to show it in
         self.current, entry = int(feature_id), self.features[int(feature_id)]
         self.view.value = styled(feature_html(entry))
-        self.jump.value = self.current
-        if (at := self._at()) >= 0: self.list.value, self.row.value = self.current, at + 1
+        self._point()
         near = dict.fromkeys(i for key in ("cosine", "together") for i, _ in entry.get("neighbours", {}).get(key, []))
         self.neighbours.children = [self._link(i) for i in near]
+
+    def _point(self) -> None:
+        "Makes list and fields point at the open feature; none is chosen in a list that lacks it."
+        at, self._updating = self._at(), True
+        try:
+            self.jump.value, self.list.index = self.current, at if at >= 0 else None
+            if at >= 0: self.row.value = at + 1
+        finally: self._updating = False
 
     def _link(self, feature_id: int) -> Any:
         import ipywidgets
@@ -138,7 +154,7 @@ class FeatureExplorer(Explorer):
     def step(self, by: int) -> None:
         "Goes on, or back, in the list."
         listed = [i for _, i in self.list.options]
-        if by and listed: self.open(listed[min(max(self._at() + by, 0), len(listed) - 1)])
+        if by and listed: self.open(listed[min(max(self._at() + by, 0), len(listed) - 1)])   # from outside the list to its first, since that is one after -1
 
 # %% ../nbs/12_explorer.ipynb #94fe441e
 def prompt_activations(model: LanguageModel, saes: Mapping[int, JumpReLUSAE], text: str, chat: bool = False) -> tuple[list[str], Any]:
@@ -160,8 +176,8 @@ def prompt_activations(model: LanguageModel, saes: Mapping[int, JumpReLUSAE], te
         parts.append(pd.DataFrame({"layer": layer, "position": position.numpy(), "feature_id": feature.numpy(), "activation": latents[position, feature].numpy().astype(np.float64)}))
     return model.token_text(ids), pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/12_explorer.ipynb #015f342d
-def prompt_html(tokens: Sequence[str], fired: Any, most: int = 14, features: Features | None = None, strongest: Any = None) -> str:
+# %% ../nbs/12_explorer.ipynb #fbe8d554
+def prompt_html(tokens: Sequence[str], fired: Any, most: int = 14, features: Features | None = None) -> str:
     "Tokens by features of one layer, as a table: the features of highest activation, shaded relative to each one's own maximum here."
     order = fired.groupby("feature_id").activation.max().sort_values(ascending=False, kind="stable").index[:most].tolist()
     cells = {(row.feature_id, row.position): row.activation for row in fired[fired.feature_id.isin(order)].itertuples()}
@@ -170,13 +186,13 @@ def prompt_html(tokens: Sequence[str], fired: Any, most: int = 14, features: Fea
     for i in order:
         here = [cells.get((i, position), 0.0) for position in range(len(tokens))]
         label = features.table.label[i] if features is not None else ""
-        values = "".join(f'<td style="--v:{value/max(here):.2f}" title="{visible(token)}: {value:.3g}"><i>{value:.3g}</i></td>' if value else "<td></td>" for token, value in zip(tokens, here))
+        values = "".join(f'<td style="--v:{100*value/max(here):.0f}" title="{visible(token)}: {value:.3g}"><i>{value:.3g}</i></td>' if value else "<td></td>" for token, value in zip(tokens, here))
         rows.append(f'<tr><th scope="row">{i} <small>{visible(label[:28])}</small></th>{values}<td class="max">{max(here):.3g}</td></tr>')
     return f'<div class="prompt"><table><thead><tr><th></th>{head}<th scope="col">max</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>' if order else "<p>Nothing fires here.</p>"
 
 PROMPT_STYLE = """<style>.sae .prompt{overflow-x:auto}.sae .prompt table{display:table;width:auto}.sae .prompt th,.sae .prompt td{padding:0;border:1px solid var(--line);height:1.5rem;min-width:1.4rem}.sae .prompt thead th{border:0;vertical-align:bottom}
-.sae .prompt thead div{writing-mode:vertical-rl;transform:rotate(180deg);max-height:9rem;overflow:hidden}.sae .prompt thead th:last-child,.sae .prompt .max{padding:0 .4rem;border:0}.sae .prompt tbody th{font-weight:400;white-space:pre;padding:0 .5rem 0 0;border:0;text-align:left}
-.sae .prompt td[style]{background:rgb(var(--shade)/calc(.08 + var(--v,0)*.7))}.sae .prompt td i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}</style>"""
+.sae .prompt thead div{writing-mode:vertical-rl;transform:rotate(180deg);max-height:11rem;overflow:hidden;padding:.2rem 0}.sae .prompt thead th:last-child,.sae .prompt .max{padding:0 .4rem;border:0}.sae .prompt tbody th{font-weight:400;white-space:pre;padding:0 .5rem 0 0;border:0;text-align:left}
+.sae .prompt td[style]{background:rgb(var(--shade)/calc(8% + var(--v,0)*.7%))}.sae .prompt td i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}</style>"""
 
 # %% ../nbs/12_explorer.ipynb #3a68f1e4
 class PromptExplorer(Explorer):
@@ -186,6 +202,7 @@ class PromptExplorer(Explorer):
                  features: Mapping[int, Features] | Features | None = None,                   # interpreted, by layer; to see labels and open features
                  text: str = "The quick brown fox jumps over the lazy dog.", chat: bool = False):
         self.saes = dict(saes) if isinstance(saes, Mapping) else {saes.metadata.get("layer"): saes}
+        if not self.saes: raise InputError("there are no SAEs to look through; give {layer: sae}")
         if None in self.saes: raise InputError("this SAE does not say which layer it belongs to; give {layer: sae}")
         self.model, self.text, self.chat, self.layer = model, text, chat, next(iter(self.saes))
         self.features = dict(features) if isinstance(features, Mapping) else {self.layer: features} if features is not None else {}
@@ -193,12 +210,16 @@ class PromptExplorer(Explorer):
 
     def __repr__(self) -> str: return f"PromptExplorer({self.model.name}, layers {', '.join(map(str, self.saes))})"
 
-    def read(self) -> None:
-        "Runs the model on the text."
-        self.tokens, self.fired = prompt_activations(self.model, self.saes, self.text, self.chat)
+    def read(self) -> str:
+        "Runs the model on the text; what is wrong with the text, or nothing."
+        import pandas as pd
+        self.tokens, self.fired = [], pd.DataFrame({"layer": [], "position": [], "feature_id": [], "activation": []})
+        try: self.tokens, self.fired = prompt_activations(self.model, self.saes, self.text, self.chat)
+        except InputError as error: return str(error)
+        return ""
 
     def html(self) -> str:
-        self.read()
+        if trouble := self.read(): return styled(f"<p>{html.escape(trouble)}</p>")
         return styled(PROMPT_STYLE + "".join(f"<h4>layer {layer}</h4>" + prompt_html(self.tokens, self.fired[self.fired.layer == layer], features=self.features.get(layer)) for layer in self.saes))
 
     def _build(self) -> Any:
@@ -218,8 +239,7 @@ class PromptExplorer(Explorer):
     def reread(self) -> None:
         "Takes the text from the widget; an error is shown where the table would be."
         self.text, self.chat = self.input.value, self.as_chat.value
-        try: self.read()
-        except InputError as error: self.view.value = f"<p>{html.escape(str(error))}</p>"; return
+        self.trouble = self.read()
         self.tokens_at.options = []   # or a browser would not notice that the choice is the first again
         self.tokens_at.options = [("every token", -1), *((f"{position} {token!r}", position) for position, token in enumerate(self.tokens))]
         self.show()
@@ -227,7 +247,8 @@ class PromptExplorer(Explorer):
     def show(self) -> None:
         "Shows one layer."
         self.layer = self.layers.value
-        self.view.value = styled(PROMPT_STYLE + prompt_html(self.tokens, self.fired[self.fired.layer == self.layer], features=self.features.get(self.layer)))
+        if self.trouble: self.view.value = styled(f"<p>{html.escape(self.trouble)}</p>")
+        else: self.view.value = styled(PROMPT_STYLE + prompt_html(self.tokens, self.fired[self.fired.layer == self.layer], features=self.features.get(self.layer)))
         self._fill()
 
     def _fill(self) -> None:
@@ -279,6 +300,7 @@ class TrainingExplorer(Explorer):
     @staticmethod
     def _said(history: Mapping[str, Any]) -> str:
         curve = history["curve"]
+        if not curve["step"]: return "not begun"
         return f"step {curve['step'][-1]:,}, loss {curve['recon_loss'][-1]:.4f}, L0 {curve['l0'][-1]:.1f}"
 
     def _build(self) -> Any:
@@ -295,7 +317,7 @@ def positions_html(tokenizer: Any, prompts: Sequence[Any], number: int, types: S
     from sae_analysis.chat import token_positions
     chats = token_positions(tokenizer, [prompts[number]], types)
     names = {at[0]: kind for kind, at in chats.positions.items()}
-    spans = "".join(f'<mark class="peak" style="--v:.9" title="position {at}">{visible(text)}<sub>{html.escape(names[at])}</sub></mark>' if at in names else visible(text)
+    spans = "".join(f'<mark class="peak" style="--v:90" title="position {at}">{visible(text)}<sub>{html.escape(names[at])}</sub></mark>' if at in names else visible(text)
                     for at, text in enumerate(tokenizer.decode([i]) for i in chats.input_ids[0]))
     return f"<p><code>{spans}</code></p>"
 
@@ -367,11 +389,11 @@ class LabelExplorer(Explorer):
 
     def _build(self) -> Any:
         import ipywidgets as w
-        every = [("all", None)]
+        every = [("all", "")]   # None would be no choice at all
         self.label, self.token = (_labelled("Dropdown", name, options=every + [(v, v) for v in self.compared[name].unique()], layout=w.Layout(width="16rem")) for name in ("label", "token"))
         self.q, self.view = _labelled("FloatLogSlider", "q at most", min=-6, max=0, step=0.25, value=0.05, continuous_update=False), w.HTML()
         for widget in (self.label, self.token, self.q): widget.observe(lambda change: self.show(), "value")
         self.show()
         return w.VBox([w.HBox([self.label, self.token, self.q]), self.view])
 
-    def show(self) -> None: self.view.value = self.html(self.label.value, self.token.value, self.q.value)
+    def show(self) -> None: self.view.value = self.html(self.label.value or None, self.token.value or None, self.q.value)

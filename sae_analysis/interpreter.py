@@ -6,18 +6,18 @@
 from __future__ import annotations
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 import numpy as np
-import torch
+from tqdm.auto import tqdm
 from .activations import ActivationStore
-from .config import InputError, atomic_path, check_writable
-from .directions import cosine_neighbours, jaccard_neighbours, logit_effects
+from .config import InputError, atomic_path, check_writable, log
+from .directions import cosine_neighbours, jaccard_neighbours, logit_effects, unembedding
 from .evidence import ContextTable, Evidence, EvidenceConfig, bin_edges, gather, store_rows, text_rows
 from .explanations import Asked, Rule, TokenTexts, Words, around_of, explain, read_descriptions, rule_of, test_description, token_table
-from .loaders import Corpus, Document, TextCorpus
+from .loaders import Corpus, Document, TextCorpus, as_documents
 from .models import LanguageModel
 from .sae import JumpReLUSAE, check_layer, load_sae
 
@@ -55,9 +55,10 @@ class Reading:
 DENSE, TWIN = 0.1, 0.9   # a latent is dense on over a tenth of tokens; two are duplicates when both cosine and Jaccard index are above 0.9
 
 def feature_facts(r: Reading, feature: int) -> dict[str, Any]:
-    "Figures, label and tokens of one feature."
+    "Figures and label of one feature. It is active when it fires anywhere; one that fires on held-out documents alone has no evidence."
     e, active = r.evidence, int(r.evidence.active[feature])
-    if not active: return {"feature_id": feature, "active": False, "top_activation": 0.0, "density": 0.0, "label": "", "score": 0.0}
+    if not active and not (held := int(e.held_active[feature])): return {"feature_id": feature, "active": False, "top_activation": 0.0, "density": 0.0, "label": "", "score": 0.0}
+    if not active: return {"feature_id": feature, "active": True, "num_activations": 0, "held_activations": held, "top_activation": 0.0, "mean_activation": 0.0, "density": 0.0, "label": "", "score": 0.0}
     rule = rule_of(feature, r.tables, r.text_of)
     tested = test_description(rule, e, feature, r.text_of)
     return {"feature_id": feature, "active": True, "num_activations": active, "top_activation": round(float(e.maximum[feature]), 6),
@@ -75,7 +76,7 @@ def _duplicate_of(r: Reading, feature: int) -> int | None:
 def feature_evidence(r: Reading, feature: int, each_decile: int = 2) -> dict[str, Any]:
     "Contexts, tokens, histogram and neighbours of one feature: what is looked at when it is opened."
     e = r.evidence
-    if not int(e.active[feature]): return {}
+    if not int(e.active[feature]): return {"common_tokens": [], "top_examples": [], "firing_tokens": []} if int(e.held_active[feature]) else {}
     top = [context_of(r, e.top, feature, rank) for rank in range(e.top.filled(feature))]
     near = Counter(text for example in top for text in example["tokens"][max(0, example["firing"] - 5):example["firing"] + 6])
     counts = e.histogram[feature].numpy()
@@ -91,8 +92,9 @@ def feature_evidence(r: Reading, feature: int, each_decile: int = 2) -> dict[str
     return {**found, "neighbours": {name: [[int(i), round(float(v), 4)] for i, v in zip(pair[0][feature], pair[1][feature]) if i >= 0] for name, pair in neighbours.items() if pair is not None}}
 
 def _deciles(r: Reading, feature: int, each: int) -> list[list[dict[str, Any]]]:
-    "From each tenth of a feature's activations, weakest first, `each` contexts of the sample; fewer tenths have any where it fired less than ten times."
+    "From each tenth of a feature's activations, weakest first, `each` contexts of the sample; none where it fired less than ten times."
     sample = r.evidence.sample
+    if sample.filled(feature) < 10: return []
     order = sorted(range(sample.filled(feature)), key=lambda rank: float(sample.value[feature, rank]))
     parts = [part.tolist() for part in np.array_split(order, 10)]
     return [[context_of(r, sample, feature, rank) for rank in part[:each]] for part in parts]
@@ -114,7 +116,7 @@ def feature_table(facts: Sequence[dict[str, Any]]) -> Any:
     import pandas as pd
     table = pd.DataFrame([{column: entry.get(column, 0) for column in COLUMNS} for entry in facts], columns=list(COLUMNS)).astype({c: t for c, t in COLUMNS.items() if t != "str"})
     def tested(name: str) -> list[float]: return [float("nan") if (value := (entry.get("label_test") or {}).get(name)) is None else value for entry in facts]
-    return table.assign(detection=tested("detection"), fuzzing=tested("fuzzing"), dead=[not entry["active"] for entry in facts], dense=table.density > DENSE,
+    return table.assign(detection=tested("detection"), fuzzing=tested("fuzzing"), verdict=[(entry.get("label_test") or {}).get("verdict", "") for entry in facts], dead=[not entry["active"] for entry in facts], dense=table.density > DENSE,
                         duplicate_of=pd.array([entry.get("duplicate_of") for entry in facts], dtype="Int64"))
 
 # %% ../nbs/10_interpreter.ipynb #11be0959
@@ -134,7 +136,7 @@ class Features:
 
     @property
     def interpretations(self) -> "Features":
-        "One dictionary per feature, in order."
+        "The features themselves: they are a sequence of dictionaries, each read when it is asked for."
         return self
 
     def sort_values(self, by: str, ascending: bool = False) -> Any:
@@ -152,9 +154,10 @@ class Features:
         return [" ".join([entry["label"], *(token for token, *_ in tokens(i))]).lower() for i, entry in enumerate(self._facts_of)]
 
     def best(self, count: int = 10) -> list[dict[str, Any]]:
-        "The best-evidenced features: highest score among those that fired often enough and not all the time."
-        fit = self.table[(self.table.num_activations >= 30) & (self.table.density < 0.05)]
-        ranked = fit if len(fit) >= count else self.table[~self.table.dead]
+        "The best-evidenced features: highest score among those that fired often enough, not all the time, and whose label held on held-out documents."
+        often = (self.table.num_activations >= 30) & (self.table.density < 0.05)
+        choices = (self.table[often & (self.table.verdict == "supported")], self.table[often], self.table[~self.table.dead])
+        ranked = next((fit for fit in choices if len(fit) >= count), choices[-1])
         return [self[int(i)] for i in ranked.sort_values(["score", "feature_id"], ascending=[False, True]).feature_id.head(count)]
 
     def save(self, path: str | Path) -> Path:
@@ -170,8 +173,9 @@ class Features:
         try: saved = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError: raise InputError(f"there are no interpretations at {path}; write them with Features.save or analyze_sae") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error: raise InputError(f"{path} is no whole file of interpretations ({error}); write it again") from None
-        entries = sorted(saved.values(), key=lambda entry: entry["feature_id"]) if isinstance(saved, dict) and all(isinstance(e, dict) and {"feature_id", "active"} <= e.keys() for e in saved.values()) else None
-        if entries is None or [e["feature_id"] for e in entries] != list(range(len(entries))): raise InputError(f"{path} holds no interpretations of features numbered from 0")
+        fine = isinstance(saved, dict) and all(isinstance(e, dict) and isinstance(e.get("feature_id"), int) and {"active", "label"} <= e.keys() for e in saved.values())
+        entries = sorted(saved.values(), key=lambda entry: entry["feature_id"]) if fine else []
+        if not entries or [e["feature_id"] for e in entries] != list(range(len(entries))): raise InputError(f"{path} holds no interpretations of features numbered from 0")
         return cls(entries, lambda i: {}, {"file": Path(path).name})
 
     def __repr__(self) -> str:
@@ -191,19 +195,45 @@ def interpret(sae: JumpReLUSAE, model: LanguageModel,
     "Evidence for every feature of `sae` from one pass over `source`."
     layer = source.layer if layer is None and isinstance(source, ActivationStore) else layer
     if layer is None: raise InputError("say which layer's residual stream the texts are to be read at: layer=...")
-    check_layer(sae, layer)
+    _check_fit(sae, model, source, layer)
     limit, context = sae.metadata.get("norm_limit", float("inf")), sae.metadata.get("context_length", 1024)
     if snapshot is not None: source, print_ = _fingerprint(source)
-    facts = {"layer": layer, "model": model.name, **({} if snapshot is None else {"sae": _digest(sae), "source": print_, "context": context})}
-    batches = store_rows(source, norm_limit=limit) if isinstance(source, ActivationStore) else text_rows(model, source, layer, context, norm_limit=limit)
+    facts = {"layer": layer, "model": model.name} if snapshot is None else {"layer": layer, "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))], "sae": _digest(sae), "source": print_, "context": context, "norm_limit": str(limit)}
+    batches = partial(store_rows, source, norm_limit=limit) if isinstance(source, ActivationStore) else partial(text_rows, model, source, layer, context, norm_limit=limit)
     evidence = gather(sae, batches, config or EvidenceConfig(), max_tokens, f"interpreting layer {layer}", None if snapshot is None else Path(snapshot), facts)
+    if evidence.held_tokens and not evidence.tokens: raise InputError("all documents are among those held out for testing descriptions; give more of them, or config=EvidenceConfig(held_out=0)")
     if not evidence.tokens: raise InputError("there is no text to interpret features on; give a corpus or a list of texts that are not empty")
     near = cosine_neighbours(sae.W_dec.detach()) if sae.config.d_hidden > 1 else None
-    head = getattr(getattr(model, "model", None), "get_output_embeddings", lambda: None)()
-    if logits is None: logits = head is not None and 2*sae.config.d_hidden*head.weight.numel() < 3e12
-    reading = Reading(evidence, TokenTexts(model), near, logit_effects(sae, model) if logits else None)
-    return Features([feature_facts(reading, j) for j in range(sae.config.d_hidden)], lambda j: feature_evidence(reading, j),
+    reading = Reading(evidence, TokenTexts(model), near, _effects(sae, model, logits))
+    return Features([feature_facts(reading, j) for j in tqdm(range(sae.config.d_hidden), desc="reading the evidence", unit=" features", unit_scale=True, disable=None)], lambda j: feature_evidence(reading, j),
                     {"layer": layer, "model": model.name, "tokens": evidence.tokens, "held_tokens": evidence.held_tokens}, reading)
+
+def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) -> None:
+    "An error when SAE, model and store do not belong together: the figures would look real and mean nothing."
+    check_layer(sae, layer)
+    if isinstance(source, ActivationStore):
+        if source.layer not in (None, layer): raise InputError(f"{source.path} holds layer {source.layer}, not layer {layer}")
+        made_by = source.manifest.get("model") or model.name
+        if Path(made_by).name != Path(model.name).name: raise InputError(f"{source.path} holds activations of {made_by!r}, not of {model.name!r}; its tokens would be misread")
+    width = source.d_model if isinstance(source, ActivationStore) else model.d_model
+    if sae.config.d_model != width: raise InputError(f"the SAE reads width {sae.config.d_model}, but {getattr(source, 'path', model.name)} has width {width}")
+
+def _effects(sae: JumpReLUSAE, model: LanguageModel, wanted: bool | None) -> Any:
+    "Which tokens features promote; None, with a line that says why, where that is not known or would take long and was not asked for."
+    if wanted is False: return None
+    try: work = 2*sae.config.d_hidden*unembedding(model).numel()
+    except (InputError, AttributeError) as error:
+        if wanted: raise
+        log.info("promoted tokens are left out: %s", error)
+        return None
+    if wanted is None and work > 3e12 and sae.W_dec.device.type == "cpu":
+        log.info("promoted tokens are left out, since %.0f TFLOP are needed; ask for them with logits=True, or for some features with logit_effects", work/1e12)
+        return None
+    try: return logit_effects(sae, model)
+    except InputError as error:
+        if wanted: raise
+        log.info("promoted tokens are left out: %s", error)
+        return None
 
 def _digest(sae: JumpReLUSAE) -> str:
     "Changes when the weights do."
@@ -217,7 +247,8 @@ def _fingerprint(source: Any) -> tuple[Any, Any]:
     if isinstance(source, ActivationStore): return source, source.digest
     if isinstance(source, Corpus): return source, source.fingerprint()
     source = list(source)
-    return source, TextCorpus([d.text if isinstance(d, Document) else d for d in source]).fingerprint()
+    documents = list(as_documents(source))
+    return source, [TextCorpus([d.text for d in documents]).fingerprint(), TextCorpus([d.id for d in documents]).fingerprint()]
 
 # %% ../nbs/10_interpreter.ipynb #56da0b6f
 def test_descriptions(features: Features, descriptions: dict[int, str] | str | Path,    # by feature, or a file of them
@@ -225,7 +256,6 @@ def test_descriptions(features: Features, descriptions: dict[int, str] | str | P
                       ) -> Any:
     "Detection and fuzzing of every description on held-out documents, the contradicted first: a DataFrame."
     import pandas as pd
-    from tqdm.auto import tqdm
     if features.reading is None: raise InputError("these features were read from a file, which holds no held-out documents; interpret the SAE again to test descriptions")
     if not isinstance(descriptions, dict): descriptions = read_descriptions(descriptions)
     strange = [i for i in descriptions if not 0 <= i < len(features)]
@@ -235,17 +265,22 @@ def test_descriptions(features: Features, descriptions: dict[int, str] | str | P
         predictor = Words(text) if ask is None else Asked(ask, text)
         rows.append({"feature_id": i, "description": text, **test_description(predictor, features.reading.evidence, i, features.reading.text_of)})
     table = pd.DataFrame(rows, columns=["feature_id", "description", "verdict", "detection", "detection_low", "detection_high", "fuzzing", "fuzzing_low", "fuzzing_high", "excerpts"])
-    rank = table.verdict.map({"contradicted": 0, "too little evidence": 1, "supported": 2})
+    rank = table.verdict.map({"contradicted": 0, "undecided": 1, "not judged": 2, "too little evidence": 3, "supported": 4})
     return table.iloc[np.lexsort((table.feature_id, table.detection.fillna(0.5), rank))].reset_index(drop=True)
 
-# %% ../nbs/10_interpreter.ipynb #7b42bc67
-def explain_features(features: Features, ask: Callable[[str], str], ids: Iterable[int] | None = None   # None: all that fire
+# %% ../nbs/10_interpreter.ipynb #3f8c294a
+def explain_features(features: Features, ask: Callable[[str], str], ids: Iterable[int] | None = None,   # None: all that fire
+                     path: str | Path | None = None    # a file of JSON lines to which every description is added as it comes; those in it are not asked for again
                      ) -> dict[int, str]:
     "Descriptions by a language model, from the evidence alone; test them with `test_descriptions`."
-    from tqdm.auto import tqdm
     if features.reading is None: raise InputError("these features were read from a file; interpret the SAE again to explain them")
-    ids = features.table.feature_id[~features.table.dead].tolist() if ids is None else list(ids)
-    return {int(i): explain(ask, features.reading.evidence, int(i), features.reading.text_of) for i in tqdm(ids, desc="explaining", unit=" features", disable=None)}
+    ids = features.table.feature_id[~features.table.dead].tolist() if ids is None else [int(i) for i in ids]
+    known = read_descriptions(path) if path is not None and Path(path).exists() else {}
+    for i in tqdm([i for i in ids if i not in known], desc="explaining", unit=" features", disable=None):
+        known[i] = explain(ask, features.reading.evidence, i, features.reading.text_of)
+        if path is not None:
+            with open(path, "a", encoding="utf-8") as file: file.write(json.dumps({"feature_id": i, "description": known[i]}, ensure_ascii=False) + "\n")
+    return {i: known[i] for i in ids}
 
 # %% ../nbs/10_interpreter.ipynb #a465ccdf
 def analyze_sae(sae_checkpoint_path: str | Path, model_wrapper: LanguageModel, layer_idx: int, texts: Iterable[str | Document],
