@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo_output
 
-.PHONY: help demo test test-slow checks readme pocket clean
+.PHONY: help demo test test-slow test-browser checks readme pocket clean
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -36,6 +36,12 @@ test: .venv/installed-dev   ## run every notebook as a test
 test-slow: .venv/installed-dev   ## the same, with the cells flagged slow
 	$(BIN)/python .ci/checks.py notebooks --flags slow
 
+test-browser: .venv/installed-dev   ## quickstart, explorers and report in JupyterLab and Chromium; pictures of them in browser_screenshots/
+	@command -v chromium chromium-browser google-chrome >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing Chromium"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
+	else echo "this test needs Chromium; install chromium (Debian: apt-get install chromium) or google-chrome, and try again"; exit 1; fi
+	$(BIN)/python .ci/browser.py
+
 checks: .venv/installed-dev   ## notebooks and package in step, README fresh, docs buildable, wheel complete
 	$(BIN)/python .ci/checks.py sync order readme docs wheel
 
@@ -48,4 +54,4 @@ pocket: .venv/installed-dev   ## train the pocket model anew (about two hours on
 	@echo "the model lies in pocket_training/pocket; copy it to sae_analysis/pocket to ship it"
 
 clean:           ## remove what was made, but not .venv
-	rm -rf build dist *.egg-info _proc _docs demo_output nbs/nbdev.yml
+	rm -rf build dist *.egg-info _proc _docs demo_output browser_screenshots nbs/nbdev.yml

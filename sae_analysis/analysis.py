@@ -93,7 +93,7 @@ class Activations:
         "`[prompts, len(ids)]`, or all of them, `[prompts, d_hidden]`."
         return latents_of(self.sae, self.stream, range(self.sae.config.d_hidden) if ids is None else ids, self.device)
 
-    def chunks(self, elements: int = 2**26) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(self, elements: int = 2**24) -> Iterator[tuple[Tensor, Tensor]]:
         "All latents in chunks: their ids, and `[prompts, len(ids)]`."
         if isinstance(self.sae, TopKSAE): yield torch.arange(self.sae.config.d_hidden), self.latents(); return
         for ids in torch.arange(self.sae.config.d_hidden).split(max(256, elements//max(self.stream.shape))): yield ids, self.latents(ids)
@@ -134,7 +134,7 @@ def needed_prompts(threshold: float, prompts: int) -> int:
     return max(1, math.ceil(threshold*prompts - 1e-9))
 
 # %% ../nbs/11_analysis.ipynb #182d4b68
-def universal_of(found: Activations, threshold: float, activation_threshold: float, elements: int = 2**26) -> pd.DataFrame:
+def universal_of(found: Activations, threshold: float, activation_threshold: float, elements: int = 2**24) -> pd.DataFrame:
     "The universal features of one source at one token type, most widespread first."
     parts, needed = [], needed_prompts(threshold, len(found.stream))
     for ids, latents in found.chunks(elements):

@@ -15,8 +15,8 @@ from .processes import ProcessLost, join_processes, own_device
 
 # %% auto #0
 __all__ = ['COMMANDS', 'nearest', 'Parser', 'run_command', 'parse_layers', 'extract_and_train_parser', 'open_corpus',
-           'stored_layers', 'extract_and_train', 'run_sae_analysis_parser', 'survey_of', 'run_sae_analysis',
-           'demo_parser', 'demo_prompts', 'store_parser', 'convert_parser', 'push_parser', 'main']
+           'reading_dtype', 'stored_layers', 'extract_and_train', 'run_sae_analysis_parser', 'survey_of',
+           'run_sae_analysis', 'demo_parser', 'demo_prompts', 'store_parser', 'convert_parser', 'push_parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #13cdbd29
 def nearest(what: str, word: str, known: Sequence[str]) -> str:
@@ -83,6 +83,7 @@ def extract_and_train_parser() -> argparse.ArgumentParser:
     p.add_argument("--extract-only", action="store_true", help="extract, do not train")
     p.add_argument("--train-only", action="store_true", help="train on activations that are already there")
     p.add_argument("--model", default="gpt2", help="a model of the Hub, a folder, or 'pocket' (default: gpt2)")
+    p.add_argument("--dtype", default=None, choices=("float32", "bfloat16"), help="what the model is computed in (default: that of activations that are already there, or bfloat16 where the processor multiplies it fast, float32 elsewhere)")
     p.add_argument("--corpus", default="wikipedia", help="wikipedia, docs, or a file or folder of text (default: wikipedia)")
     p.add_argument("--resume", default="auto", choices=("auto", "never", "anyway"), help="unfinished training: auto goes on when the settings agree, never starts anew, anyway goes on with changed settings; a finished SAE with other settings is replaced (default: auto)")
     p.add_argument("--together", action="store_true", help="train the layers side by side instead of one after the other")
@@ -119,10 +120,19 @@ def _extract_and_train(a: argparse.Namespace) -> None:
     if not a.train_only: layers = _extract(a, layers, device, states, sae_config)
     if not (a.plan or a.extract_only): _train(_stored(layers, states, a), a, device, sae_config, train_config)
 
+# %% ../nbs/13_cli.ipynb #a96bb072
+def reading_dtype(a: argparse.Namespace, device: str) -> str:
+    "What the model is computed in: what `--dtype` says, what activations that are there were computed in, or the faster."
+    from sae_analysis.activations import ShardFolder
+    from sae_analysis.extractor import layer_folder
+    from sae_analysis.step import compute_dtype
+    there = None if a.on_the_fly else ShardFolder(layer_folder(place(a.cache_dir)/"hidden_states", None)).manifest.get("computed_in")
+    return a.dtype or there or str(compute_dtype(device))[6:]
+
 # %% ../nbs/13_cli.ipynb #f8c7c763
 def _model_and_layers(a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig) -> tuple[Any, list[int]]:
     from sae_analysis.models import load_model
-    model = load_model(a.model, own_device(device))
+    model = load_model(a.model, own_device(device), reading_dtype(a, device))
     if sets_key(a.config, "sae", "d_model") and not a.extract_only and sae_config.d_model != model.d_model:
         raise InputError(f"{a.config}: sae.d_model is {sae_config.d_model}, but {a.model} has width {model.d_model}; set d_model: {model.d_model}")
     return model, model.check_layers(range(model.n_layers) if layers is None else layers)
@@ -317,6 +327,7 @@ def demo_prompts(documents: Sequence[Any], each: int = 12) -> list[Any]:
 # %% ../nbs/13_cli.ipynb #c41b0ee4
 def _demo(a: argparse.Namespace) -> None:
     from sae_analysis.evaluation import checklist, evaluate
+    from sae_analysis.explorer import FeatureExplorer
     from sae_analysis.interpreter import interpret
     from sae_analysis.loaders import DocsCorpus
     from sae_analysis.models import load_model
@@ -337,6 +348,7 @@ def _demo(a: argparse.Namespace) -> None:
     print("4/5  gathering evidence for every feature")
     features = interpret(run.sae, model, heldout, a.layer, max_tokens=100_000)
     interpretations = features.save(out/"interpretations"/f"layer_{a.layer}_interpretations.json")
+    FeatureExplorer(features).to_html(out/"features.html")
     print("5/5  analysing where the assistant begins to speak")
     universal, prompts = _demo_analysis(out, a.layer, heldout, device)
     targets = checklist(quality, run.history, settings, interpretations.exists())
@@ -350,7 +362,7 @@ def _demo_states(model: Any, corpus: Any, a: argparse.Namespace, folder: Path) -
     from sae_analysis.extractor import extract, layer_folder, run_facts
     earlier = ShardFolder(layer_folder(folder, a.layer)).manifest
     now = json.loads(json.dumps(run_facts(model, corpus, model.context_length, torch.bfloat16)))
-    if earlier and any(earlier.get(key) != value for key, value in now.items()):
+    if earlier and any(earlier.get(key) != value for key, value in now.items() if key != "shard_windows"):
         print("     the model or the documentation has changed since the last demo: its activations are made anew")
         shutil.rmtree(folder)
     return extract(model, corpus, [a.layer], a.num_tokens, folder)[a.layer]
@@ -367,14 +379,14 @@ def _demo_analysis(out: Path, layer: int, heldout: Sequence[Any], device: str) -
 
 # %% ../nbs/13_cli.ipynb #cf1b454f
 def _demo_report(out: Path, a: argparse.Namespace, quality: Any, history: dict[str, Any], features: Any, universal: Any, prompts: int, targets: Any, rows: int) -> None:
-    from sae_analysis.explorer import report_html
+    from sae_analysis.dashboard import report_html
     lead = (f"A JumpReLU SAE with {a.d_hidden:,} latents on layer {a.layer} of the pocket model, trained on {rows:,} tokens of the documentation "
             f"installed on this machine, measured and explained on {quality.figures['rows']:,} tokens it has not seen.")
     write_text(out/"report.html", report_html("The pocket model, explained", lead, targets, quality, history, features, universal, prompts))
     print("\nThe training guide's checklist, on held-out text:\n")
     print(targets.assign(met=targets.met.map({True: "met", False: "NOT met"})).to_string(index=False))
     if not targets.met.all(): print("\nA loss below 0.01 at 50 to 100 active features would mean rebuilding 99% of the stream from them; no SAE of this size does. We keep the sparsity.")
-    print(f"\nOpen {out/'report.html'} in a browser.")
+    print(f"\nOpen {out/'report.html'} in a browser; {out/'features.html'} has a thousand features to look through.")
 
 # %% ../nbs/13_cli.ipynb #7c85e92f
 def store_parser() -> argparse.ArgumentParser:

@@ -263,14 +263,15 @@ class Evidence:
         b = _Batch(self, rows)
         self._count_tokens(b)
         taken = self._draw_pool(b)
-        for first, latents in latent_chunks(sae, rows.hidden): self._add(b, first, latents*b.counted.to(latents), taken)
+        firing = [self._add(b, first, latents*b.counted.to(latents), taken) for first, latents in latent_chunks(sae, rows.hidden)]
+        self.firing = torch.cat([self.firing, *firing], dim=1)
         self.rows += len(rows.ids)
         self.pieces_read += len(rows.pieces)
         self._thin_out()
         if len(self.pieces) > 2*self._pruned + 1000: self._prune()
 
-    def _add(self, b: "_Batch", first: int, latents: Tensor, taken: tuple[Tensor, Tensor]) -> None:
-        "Adds a chunk of latents `[latents, rows]`, zero where nothing counts."
+    def _add(self, b: "_Batch", first: int, latents: Tensor, taken: tuple[Tensor, Tensor]) -> Tensor:
+        "Adds a chunk of latents `[latents, rows]`, zero where nothing counts; which of them fire on the sampled tokens, `[2, entries]`."
         chunk, (feature, row) = slice(first, first + len(latents)), latents.nonzero(as_tuple=True)
         value, feature, row = latents[feature, row].cpu(), feature.cpu() + first, row.cpu()
         around = lambda at: b.windows(latents, feature[at] - first, row[at])
@@ -287,7 +288,7 @@ class Evidence:
         drawn, slots = taken
         if len(drawn): self.pool_active[chunk, slots] = b.windows_of(latents, drawn).gt(0).any(2).cpu()
         kept = b.sampled[row]
-        self.firing = torch.cat([self.firing, torch.stack([b.sample_number[row[kept]], feature[kept]]).int()], dim=1)
+        return torch.stack([b.sample_number[row[kept]], feature[kept]]).int()
 
     def _count(self, feature: Tensor, value: Tensor, chunk: slice, latents: int) -> None:
         self.active[chunk] += torch.bincount(feature, minlength=latents)

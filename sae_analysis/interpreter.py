@@ -141,6 +141,16 @@ class Features:
         "The table, best first."
         return self.table.sort_values([by, "feature_id"], ascending=[ascending, True])
 
+    def find(self, text: str) -> Any:
+        "The rows of the table whose label or firing tokens hold `text`, in whatever case, or whose number it is."
+        wanted = text.strip().lower()
+        return self.table[[not wanted or wanted in words or wanted == str(i) for i, words in enumerate(self._words)]]
+
+    @cached_property
+    def _words(self) -> list[str]:
+        def tokens(i: int) -> list[list[Any]]: return self._facts_of[i].get("firing_tokens") or (self.reading.tokens("on", i, 8) if self.reading else [])
+        return [" ".join([entry["label"], *(token for token, *_ in tokens(i))]).lower() for i, entry in enumerate(self._facts_of)]
+
     def best(self, count: int = 10) -> list[dict[str, Any]]:
         "The best-evidenced features: highest score among those that fired often enough and not all the time."
         fit = self.table[(self.table.num_activations >= 30) & (self.table.density < 0.05)]

@@ -9,20 +9,13 @@ import numpy as np
 import pandas as pd
 from .analysis import Activations, LoadedSource, activations
 from .config import InputError
+from .explanations import wilson
 from .hub import REGISTRY, feature_link, parse_source
 from .loaders import Prompt
 
 # %% auto #0
-__all__ = ['LABEL_COLUMNS', 'wilson', 'permutation_p', 'false_discovery', 'contrast', 'ranked', 'groups_of', 'compare_labels',
+__all__ = ['LABEL_COLUMNS', 'permutation_p', 'false_discovery', 'contrast', 'ranked', 'groups_of', 'compare_labels',
            'contrasts_of', 'compare_tables', 'plot_volcano', 'plot_rates']
-
-# %% ../nbs/11_labels.ipynb #b3bffaa9
-def wilson(count: Any, total: Any, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
-    "Lower and upper end of Wilson's interval for a share of `count` in `total`; 95 % by default."
-    count, total = np.asarray(count, dtype=float), np.asarray(total, dtype=float)
-    share, middle = count/total, z*z/(2*total)
-    spread = z*np.sqrt(share*(1 - share)/total + (z/(2*total))**2)
-    return np.clip((share + middle - spread)/(1 + 2*middle), 0, 1), np.clip((share + middle + spread)/(1 + 2*middle), 0, 1)
 
 # %% ../nbs/11_labels.ipynb #fb186b93
 def permutation_p(active: np.ndarray,        # [features] active prompts of one group

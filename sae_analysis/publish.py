@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 import pandas as pd
 from .config import InputError, write_text
-from .explorer import plot_l0, plot_loss
+from .charts import plot_l0, plot_loss
 from .formats import open_sae
 from .loaders import is_network
 from .sae import JumpReLUSAE, TopKSAE, save_pretrained
