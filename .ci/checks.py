@@ -14,7 +14,7 @@ def run(*command: str, **kwargs) -> str:
 
 
 IMPORTED = ["nbdev.test", "torch", "pandas", "matplotlib.pyplot", "transformers.models.gpt2.modeling_gpt2"]   # what nearly every notebook imports, seconds each time
-LONGEST = "05_extractor 13_cli 08_trainer training_guide quickstart 12_publish 01_loaders chat_features 11_steering 09_evaluation".split()   # as measured; they go first
+LONGEST = "training_guide quickstart 05_extractor 13_cli 09_evaluation index chat_features 01_loaders 08_trainer 12_publish 05_live 11_steering".split()   # as measured; they go first
 
 
 def test_here(path: str, flags: str, said: str) -> None:
