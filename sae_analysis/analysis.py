@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv, hashlib, json, math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 import pandas as pd
 import torch
 from torch import Tensor
@@ -20,10 +20,35 @@ from .models import LanguageModel
 from .sae import JumpReLUSAE, TopKSAE, check_layer
 
 # %% auto #0
-__all__ = ['UNIVERSAL_COLUMNS', 'SPECIFIC_COLUMNS', 'LoadedSource', 'read_positions', 'latents_of', 'Activations', 'chats_of',
-           'activations', 'needed_prompts', 'universal_of', 'universal_features', 'join', 'Wanted', 'read_features',
-           'specific_of', 'wanted_of', 'specific_features', 'check_wanted', 'write_table', 'manifest', 'describe',
-           'active_prompts_path', 'write_active_prompts']
+__all__ = ['UNIVERSAL_COLUMNS', 'SPECIFIC_COLUMNS', 'weights_digest', 'ShelvedSAE', 'opened', 'LoadedSource', 'read_positions',
+           'latents_of', 'Activations', 'chats_of', 'activations', 'needed_prompts', 'universal_of',
+           'universal_features', 'join', 'Wanted', 'read_features', 'specific_of', 'wanted_of', 'specific_features',
+           'check_wanted', 'write_table', 'manifest', 'describe', 'active_prompts_path', 'write_active_prompts']
+
+# %% ../nbs/11_analysis.ipynb #bf610936
+def weights_digest(sae: JumpReLUSAE) -> str:
+    "Changes when the weights do."
+    return hashlib.sha256("".join(hashlib.sha256(p.float().cpu().numpy().tobytes()).hexdigest() for p in sae.state_dict().values()).encode()).hexdigest()[:16]
+
+class ShelvedSAE:
+    "An SAE that is in memory only while it is used; what must be known of it beforehand is read once."
+
+    def __init__(self, load: Callable[[], JumpReLUSAE]):
+        sae = load()
+        self.load, self.config, self.metadata, self.digest, self._sae = load, sae.config, sae.metadata, weights_digest(sae), None
+
+    def open(self) -> JumpReLUSAE:
+        "The SAE, read from disk when it is not in memory."
+        if self._sae is None: self._sae = self.load()
+        return self._sae
+
+    def close(self) -> None:
+        "Lets go of the weights."
+        self._sae = None
+
+    def __repr__(self) -> str: return f"ShelvedSAE({self.config.d_model} -> {self.config.d_hidden})"
+
+def opened(sae: JumpReLUSAE | ShelvedSAE) -> JumpReLUSAE: return sae.open() if isinstance(sae, ShelvedSAE) else sae
 
 # %% ../nbs/11_analysis.ipynb #1d579362
 @dataclass(frozen=True)
@@ -31,7 +56,7 @@ class LoadedSource:
     "An SAE and its language model, under the name that results carry."
     source: Source
     model: LanguageModel
-    sae: JumpReLUSAE
+    sae: JumpReLUSAE | ShelvedSAE
 
     def __post_init__(self):
         self.model.check_layers([self.source.layer])
@@ -86,16 +111,16 @@ class Activations:
     source: Source
     token: str
     stream: Tensor        # [prompts, d_model]
-    sae: JumpReLUSAE
+    sae: JumpReLUSAE | ShelvedSAE
     device: Any = "cpu"   # where products are computed
 
     def latents(self, ids: Sequence[int] | None = None) -> Tensor:
         "`[prompts, len(ids)]`, or all of them, `[prompts, d_hidden]`."
-        return latents_of(self.sae, self.stream, range(self.sae.config.d_hidden) if ids is None else ids, self.device)
+        return latents_of(opened(self.sae), self.stream, range(self.sae.config.d_hidden) if ids is None else ids, self.device)
 
     def chunks(self, elements: int = 2**24) -> Iterator[tuple[Tensor, Tensor]]:
         "All latents in chunks: their ids, and `[prompts, len(ids)]`."
-        if isinstance(self.sae, TopKSAE): yield torch.arange(self.sae.config.d_hidden), self.latents(); return
+        if isinstance(opened(self.sae), TopKSAE): yield torch.arange(self.sae.config.d_hidden), self.latents(); return
         for ids in torch.arange(self.sae.config.d_hidden).split(max(256, elements//max(self.stream.shape))): yield ids, self.latents(ids)
 
 # %% ../nbs/11_analysis.ipynb #852a2418
@@ -122,6 +147,7 @@ def activations(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], toke
         for (layer, kind), stream in streams[id(loaded.model)].items():
             if layer == loaded.source.layer:
                 yield Activations(loaded.source, kind, stream, loaded.sae, loaded.model.device)
+        if isinstance(loaded.sae, ShelvedSAE): loaded.sae.close()   # before the next is opened
 
 # %% ../nbs/11_analysis.ipynb #1fa1d5a8
 UNIVERSAL_COLUMNS = ["feature_id", "activation_mean", "activation_max", "activation_min", "num_prompts", "chat_desc", "pt_desc", "type", "source", "token", "link"]
@@ -251,7 +277,7 @@ def write_table(table: pd.DataFrame, path: str | Path, facts: dict[str, Any]) ->
 def manifest(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], tokens: Sequence[str] | None = None, **settings: Any) -> dict[str, Any]:
     "What made a result: models and revisions, SAEs, templates, what was read of which prompts, thresholds."
     def digest(text: str) -> str: return hashlib.sha256(text.encode()).hexdigest()[:16]
-    def weights(sae: JumpReLUSAE) -> str: return digest("".join(hashlib.sha256(p.float().cpu().numpy().tobytes()).hexdigest() for p in sae.state_dict().values()))
+    def weights(sae: JumpReLUSAE | ShelvedSAE) -> str: return sae.digest if isinstance(sae, ShelvedSAE) else weights_digest(sae)
     def read(model: LanguageModel) -> dict[str, Any]:
         chats = token_positions(model.tokenizer, prompts, tokens, model.context_length)
         return {"tokens read": {kind: sorted(set(texts)) for kind, texts in chats.texts.items()}, "prompts shortened": chats.shortened, "prompts with special tokens": chats.marked}

@@ -5,10 +5,11 @@
 # %% ../nbs/11_survey.ipynb #e80dcbb2
 from __future__ import annotations
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Iterator, Sequence
 import pandas as pd
 import torch
-from .analysis import LoadedSource, UNIVERSAL_COLUMNS, SPECIFIC_COLUMNS, Wanted, activations, check_wanted, join, manifest, needed_prompts, specific_of, universal_of, wanted_of
+from .analysis import LoadedSource, ShelvedSAE, UNIVERSAL_COLUMNS, SPECIFIC_COLUMNS, Wanted, activations, check_wanted, join, manifest, needed_prompts, specific_of, universal_of, wanted_of
 from .config import InputError
 from .extractor import free_memory
 from .hub import Source, load_source, local_path, published
@@ -59,8 +60,8 @@ def chosen_sources(models: Sequence[str], layers: Sequence[int] | None = None, t
 
 # %% ../nbs/11_survey.ipynb #fa225f82
 def load_sources(sources: Sequence[Source], sae_dir: str | None = None, device: str | None = None, dtype: str | None = None, model_kwargs: dict[str, Any] | None = None) -> list[LoadedSource]:
-    "Sources of one model with their SAEs, the model loaded once."
-    saes, family = [load_source(source, sae_dir) for source in sources], published(sources[0].model)
+    "Sources of one model, the model loaded once; each SAE is read, looked at, and opened again when its turn comes."
+    saes, family = [ShelvedSAE(partial(load_source, source, sae_dir)) for source in sources], published(sources[0].model)
     more = {**({"dtype": dtype} if dtype else {}), **(model_kwargs or {})}
     try: model = load_model(family.model, device, **more)
     except TypeError as error: raise InputError(f"{family.model} cannot be loaded with {model_kwargs}: {error}") from None
@@ -89,14 +90,15 @@ def look(survey: Survey, loaded: Sequence[LoadedSource]) -> Findings:
     "All analyses of one model's sources, from one pass over the prompts."
     named = [each for each in survey.wanted or () if each.source in {one.source for one in loaded}]
     for one in loaded: check_wanted(one, [each for each in named if each.source == one.source])
-    found = list(activations(loaded, survey.prompts, survey.tokens, survey.batch_size))
-    asked = [each for each in found if each.source in survey.sources]
-    universal = join([universal_of(each, survey.threshold, survey.activation_threshold) for each in asked] if "universal" in survey.analyses or survey.wanted is None else [], UNIVERSAL_COLUMNS)
-    wanted = wanted_of(universal) if survey.wanted is None else named
-    specific = join([specific_of(each, wanted, survey.prompts) for each in found if any(each.source == one.source for one in wanted)] if "specific" in survey.analyses else [], SPECIFIC_COLUMNS)
-    labels = contrasts_of(asked, survey.prompts, survey.activation_threshold) if "labels" in survey.analyses else []
+    universal, specific, labels = [], [], []
+    for found in activations(loaded, survey.prompts, survey.tokens, survey.batch_size):   # one SAE is in memory at a time
+        asked = found.source in survey.sources
+        if asked and ("universal" in survey.analyses or survey.wanted is None): universal.append(universal_of(found, survey.threshold, survey.activation_threshold))
+        if asked and "labels" in survey.analyses: labels += contrasts_of([found], survey.prompts, survey.activation_threshold)
+        wanted = named if survey.wanted is not None else wanted_of(universal[-1]) if asked else []
+        if "specific" in survey.analyses and any(each.source == found.source for each in wanted): specific.append(specific_of(found, wanted, survey.prompts))
     made_by = manifest(loaded, survey.prompts, survey.tokens)["sources"]
-    return Findings(universal, specific, join(labels, [column for column in LABEL_COLUMNS if column != "q"]), made_by)
+    return Findings(join(universal, UNIVERSAL_COLUMNS), join(specific, SPECIFIC_COLUMNS), join(labels, [column for column in LABEL_COLUMNS if column != "q"]), made_by)
 
 # %% ../nbs/11_survey.ipynb #a76b3bff
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class SurveyPlan:
     sources: int
     weights: int              # bytes of the model's weights, on the device
     working: int              # bytes beside them while prompts are read and latents computed, on the device
-    saes: int                 # bytes of the SAEs, in main memory
-    loading: int              # bytes beside them for a moment, while the largest is loaded
+    saes: int                 # bytes of the largest SAE, in main memory; they are there one at a time
+    loading: int              # bytes beside it for a moment, while it is loaded
     device: str
     device_free: float        # infinite where the system does not say, and where transformers' own options spread or shrink the model
     memory_free: float
@@ -120,11 +122,11 @@ class SurveyPlan:
         if there > self.device_free:
             raise InputError(f"{self.name}: {size(self.weights + self.working)} are needed on {self.device}, and {size(self.device_free)} are free; load the model quantised, or spread over several devices: "
                              """--model-kwargs '{"device_map": "auto"}'""")
-        if main > self.memory_free: raise InputError(f"{self.name}: {size(main)} of main memory are needed, and {size(self.memory_free)} are free; analyse fewer layers at a time")
+        if main > self.memory_free: raise InputError(f"{self.name}: {size(main)} of main memory are needed, and {size(self.memory_free)} are free; analyse smaller SAEs, or on a machine with more")
 
     def __str__(self) -> str:
         return (f"{self.name}: {self.sources} SAEs, {self.prompts} prompts\n  on {self.device:5s} {size(self.weights)} of weights and up to {size(self.working)} beside them" + _free(self.device_free)
-                + f"\n  memory   {size(self.saes)} of SAEs, {size(self.loading)} more while they are loaded" + _free(self.memory_free))
+                + f"\n  memory   {size(self.saes)} for the SAE that is looked at, {size(self.loading)} more while it is loaded" + _free(self.memory_free))
 
 def _free(count: float) -> str: return "" if count == float("inf") else f"; {size(count)} free"
 
@@ -160,5 +162,5 @@ def plan_survey(survey: Survey, d_hidden: int = 131_072) -> list[SurveyPlan]:
         spread = {"device_map", "quantization_config"} & set(survey.model_kwargs)
         free = torch.cuda.mem_get_info()[0] if device.startswith("cuda") and not spread else float("inf")
         saes = [sae_size(source, survey.sae_dir) or 8*width*d_hidden for source in sources]
-        plans.append(SurveyPlan(name, len(survey.prompts), len(sources), weights, max(reading, chunk), sum(saes), int(1.5*max(saes)), device, free, free_memory() or float("inf")))
+        plans.append(SurveyPlan(name, len(survey.prompts), len(sources), weights, max(reading, chunk), max(saes), int(1.5*max(saes)), device, free, free_memory() or float("inf")))
     return plans
