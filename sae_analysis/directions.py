@@ -144,9 +144,15 @@ def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
     if not rows: raise InputError("there are no rows to compare features on")
     return Firing(torch.cat(tokens), torch.cat(features), rows, sae.config.d_hidden)
 
-# %% ../nbs/10_directions.ipynb #09e343fe
+# %% ../nbs/10_directions.ipynb #fdffc717
+def _batches(rows: Any, size: int = 4096) -> list[Tensor]:
+    "Rows in batches, from a store, a tensor, or batches."
+    if hasattr(rows, "parts"): rows = [part for part in rows.parts]
+    return [batch for part in ([rows] if isinstance(rows, Tensor) else list(rows)) for batch in part.split(size)]
+
+# %% ../nbs/10_directions.ipynb #365aaa01
 def match_features(a: JumpReLUSAE, b: JumpReLUSAE,
-                   rows: Iterable[Tensor] | tuple[Iterable[Tensor], Iterable[Tensor]] | None = None   # batches [rows, d_model]; a pair where the SAEs read different layers of the same tokens
+                   rows: Any = None   # a store, a tensor [rows, d_model] or several; a pair ([...], [...]) or (store, store) where the SAEs read different layers of the same tokens
                    ) -> Any:
     "For every feature of `a` its partner in `b` by decoder cosine, and by co-firing where `rows` are given: a DataFrame."
     import pandas as pd
@@ -154,7 +160,7 @@ def match_features(a: JumpReLUSAE, b: JumpReLUSAE,
     table: dict[str, Any] = {"feature_a": np.arange(a.config.d_hidden)}
     ways = {"cosine": lambda x, y: cosine_neighbours(x.W_dec, y.W_dec.to(x.W_dec.device), k=1)}
     if rows is not None:
-        of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 and not any(isinstance(part, Tensor) for part in rows) else (list(rows),)*2   # a pair of streams, or one stream
+        of_a, of_b = map(_batches, rows) if isinstance(rows, tuple) and len(rows) == 2 else (_batches(rows),)*2
         fired = {id(a): firing_on(a, of_a), id(b): firing_on(b, of_b)}
         if len({each.shape[0] for each in fired.values()}) > 1: raise InputError("the two SAEs were given different numbers of rows; they must be of the same tokens")
         ways["jaccard"] = lambda x, y: jaccard_neighbours(fired[id(x)], fired[id(y)], k=1)

@@ -83,11 +83,12 @@ def text_rows(model: LanguageModel, texts: Iterable[str | Document], layer: int,
               context: int = 1024,                   # tokens in a piece, the separator included
               batch_tokens: int = 4096,              # tokens in one forward pass, with padding
               norm_limit: float = float("inf"),      # longer rows do not count
-              skip: int = 0                          # pieces that have been read before, in whole batches; the model is not run on them again
+              skip: int = 0,                         # pieces that have been read before, in whole batches; the model is not run on them again
+              max_tokens: int | None = None          # where to end, with the piece in which so many tokens are reached
               ) -> Iterator[Rows]:
     "The rows of texts, each text by itself."
     special = torch.tensor(sorted(model.special_ids()), dtype=torch.long)
-    for batch in piece_batches(pieces(texts, model.tokenizer, min(context, model.context_length)), batch_tokens):
+    for batch in piece_batches(_until(max_tokens, pieces(texts, model.tokenizer, min(context, model.context_length))), batch_tokens):
         if (skip := skip - len(batch)) >= 0: continue
         if skip > -len(batch): raise InputError(_OTHER_BATCHES)
         ids, mask = pad([piece.ids for piece in batch], int(special[0]) if len(special) else 0)
@@ -96,6 +97,14 @@ def text_rows(model: LanguageModel, texts: Iterable[str | Document], layer: int,
         hidden = model.residuals(ids, [layer], mask)[layer]
         hidden = hidden[tokens.to(hidden.device)]
         yield Rows(batch, hidden, ~torch.isin(ids[tokens], special) & (hidden.float().norm(dim=-1) <= norm_limit).cpu())
+def _until(max_tokens: int | None, stream: Iterable[Piece]) -> Iterator[Piece]:
+    "The pieces in the order of the text, which is not that of batches: those begin with short ones."
+    tokens = 0
+    for piece in stream:
+        yield piece
+        tokens += len(piece.ids) - 1
+        if max_tokens is not None and tokens >= max_tokens: return
+
 _OTHER_BATCHES = "the pass that is to go on was made of other batches; delete its snapshot to begin anew"
 
 # %% ../nbs/10_evidence.ipynb #4e9a47ee
@@ -237,6 +246,12 @@ class EvidenceConfig:
     pool: int = 256               # contexts on held-out documents that are drawn whatever fires there
     cofiring_tokens: int = 20_000 # tokens on which firing together is counted
     pair_limit: int = 2**23       # (feature, token) pairs counted exactly; beyond it the rarest are let go
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if name == "held_out":
+                if not 0 <= value < 1: raise InputError(f"held_out is {value}; it is a share of the documents, from 0 up to but not 1")
+            elif not isinstance(value, int) or value < 0: raise InputError(f"{name} is {value!r}; it must be a whole number of at least 0")
 
 BINS, LOWEST = 128, -16   # four bins an octave, from 2^-16 to 2^16; stronger and weaker activations stand in the last and the first
 

@@ -167,7 +167,7 @@ class Rule:
         return [2*sum(p for p, mark in zip(self._predicted(e.ids), e.marked) if mark) >= max(1, sum(e.marked)) for e in excerpts]
     def __str__(self) -> str:
         shown = ", ".join(repr(token)[1:-1] for token in self.tokens[:3])
-        return shown if self.where == "on" or not shown else f"{self.where}: {shown}"
+        return shown if self.where == "on" or not shown else f"{'after' if self.where == 'behind' else 'before'}: {shown}"
 
 # %% ../nbs/10_explanations.ipynb #cc58001c
 def rule_of(feature: int, tables: dict[str, TokenTable], text_of: Callable[[Sequence[int]], list[str]], covered: float = 0.9, most: int = 10) -> Rule:
@@ -188,15 +188,19 @@ class Words:
     COMMON = frozenset("a an the of to in on at by for from with and or not is are be as it its this that these those which words word tokens token text texts fires feature features related references mentions names "
                        "such like especially often usually various common specific certain other after before behind within about when where".split())
 
-    def _quoted(self) -> list[str]: return [a or b or c for a, b, c in re.findall(r'"([^"]+)"|`([^`]+)`|(?:^|[\s(,])\'([^\']+)\'(?=$|[\s),.;:])', self.description)]
-    def _wanted(self) -> set[str]:
-        words = set(re.findall(r"\w+", " ".join(self._quoted() or [self.description]).lower()))
-        return words if self._quoted() else words - self.COMMON or words
+    def _quoted(self) -> list[str]:
+        found = re.findall(r'"([^"]+)"|“([^”]+)”|`([^`]+)`|(?:^|[\s(,])\'([^\']+)\'(?=$|[\s),.;:])', self.description)
+        return [text.lower() for parts in found if (text := "".join(parts).strip() or "".join(parts))]
+    def _words(self) -> set[str]:
+        words = set(re.findall(r"\w+", self.description.lower()))
+        return words - self.COMMON or words
     def judges(self, said: Sequence[bool]) -> bool: return bool(self._quoted()) or any(said)
 
-    def _found(self, text: str) -> bool: return bool(self._wanted() & set(re.findall(r"\w+", text.lower())))
+    def _found(self, text: str) -> bool:
+        if quoted := self._quoted(): return any(each in text.lower() for each in quoted)   # as it stands, since a token may be a sign or a part of a word
+        return bool(self._words() & set(re.findall(r"\w+", text.lower())))
     def detects(self, excerpts: Sequence[Excerpt]) -> list[bool]: return [self._found("".join(e.tokens)) for e in excerpts]
-    def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]: return [self._found(" ".join(token for token, mark in zip(e.tokens, e.marked) if mark)) for e in excerpts]
+    def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]: return [self._found("".join(token for token, mark in zip(e.tokens, e.marked) if mark)) for e in excerpts]
 
 # %% ../nbs/10_explanations.ipynb #ac6aeb19
 @dataclass(frozen=True)
@@ -210,11 +214,12 @@ class Asked:
                  "fits": "In each numbered excerpt some tokens are marked «like this». In which excerpts does the description fit the marked tokens?"}
 
     def _answers(self, question: str, excerpts: Sequence[Excerpt]) -> list[bool]:
-        said = []
+        said: list[bool] = []
         for start in range(0, len(excerpts), self.at_once):
             part = excerpts[start:start + self.at_once]
             listed = "\n".join(f"{number}. {json.dumps(e.text(), ensure_ascii=False)}" for number, e in enumerate(part, 1))
             answer = self.ask(f"A feature of a language model is described as: {self.description}\n\n{self.QUESTIONS[question]} Answer with their numbers, separated by commas, or with: none.\n\n{listed}")
+            if not isinstance(answer, str): raise InputError(f"the function that asks the language model gave {type(answer).__name__}; it must give its answer as a string")
             numbers = {int(number) for number in re.findall(r"\d+", answer)}
             said += [number in numbers for number in range(1, len(part) + 1)]
         return said
@@ -282,16 +287,25 @@ def read_descriptions(path: str | Path) -> dict[int, str]:
     try: text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8-sig")
     except FileNotFoundError: raise InputError(f"there is no file of descriptions at {path}") from None
     except (OSError, UnicodeDecodeError, EOFError) as error: raise InputError(f"{path} cannot be read: {error}") from None
-    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    kind = (path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix).lower()
+    if kind not in (".csv", ".tsv", ".json", ".jsonl"): raise InputError(f"{path}: descriptions are read from .csv, .tsv, .json and .jsonl, which may be compressed (.gz)")
     try:
-        if kind == ".csv": rows: Iterable[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
-        elif kind == ".json": rows = whole if isinstance(whole := json.loads(text), list) else whole.get("explanations", [whole])
+        if kind in (".csv", ".tsv"): rows: Iterable[Any] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="," if kind == ".csv" else "\t"))
+        elif kind == ".json": rows = _json_rows(json.loads(text))
         else: rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (json.JSONDecodeError, AttributeError, csv.Error) as error: raise InputError(f"{path} is no list of descriptions: {error}") from None
     found: dict[int, str] = {}
     for number, row in enumerate(rows or [], 1):
         try:
             if not isinstance(row["description"], str): raise ValueError
-            found[int(row["feature_id"] if "feature_id" in row else row["index"])] = row["description"]
+            feature = int(row["feature_id"] if "feature_id" in row else row["index"])
+            if feature in found: log.warning("%s, entry %s: a second description of feature %s takes the place of the first", path, number, feature)
+            found[feature] = row["description"]
         except (KeyError, ValueError, TypeError): raise InputError(f"{path}, entry {number}: needs feature_id (or index) and description; it has {', '.join(row) if isinstance(row, dict) else repr(row)}") from None
     return found
+
+def _json_rows(whole: Any) -> Any:
+    "The entries of a JSON file: a list of them, a page of Neuronpedia's with explanations inside, or descriptions by feature number."
+    if isinstance(whole, list): return whole
+    if "explanations" in whole: return [{**({"index": whole["index"]} if "index" in whole else {}), **each} for each in whole["explanations"] or []]
+    return [{"feature_id": feature, "description": text} for feature, text in whole.items()] if all(key.isdigit() for key in whole) else [whole]

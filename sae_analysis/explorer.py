@@ -13,7 +13,7 @@ from .config import InputError, write_text
 from .dashboard import feature_html, figure_html, styled, table_html, visible, write_page
 from .interpreter import Features
 from .models import LanguageModel
-from .sae import JumpReLUSAE
+from .sae import JumpReLUSAE, check_layer
 
 # %% auto #0
 __all__ = ['LIST_STYLE', 'PROMPT_STYLE', 'Explorer', 'find_features', 'feature_row', 'FeatureExplorer', 'prompt_activations',
@@ -76,6 +76,7 @@ class FeatureExplorer(Explorer):
     HEAD = f"{'id':>6} {'density':>7} {'max':>7} {'bits':>4} {'right':>5} label"
 
     def __init__(self, features: Features, feature_id: int | None = None):
+        if not isinstance(features, Features): raise InputError(f"FeatureExplorer looks at what `interpret` gives, or Features.load(path); this is {type(features).__name__}")
         if not len(features): raise InputError("there are no features to look at")
         self.features, self._updating = features, False
         best = features.best(1)
@@ -192,7 +193,7 @@ def prompt_html(tokens: Sequence[str], fired: Any, most: int = 14, features: Fea
 
 PROMPT_STYLE = """<style>.sae .prompt{overflow-x:auto}.sae .prompt table{display:table;width:auto}.sae .prompt th,.sae .prompt td{padding:0;border:1px solid var(--line);height:1.5rem;min-width:1.4rem}.sae .prompt thead th{border:0;vertical-align:bottom}
 .sae .prompt thead div{writing-mode:vertical-rl;transform:rotate(180deg);max-height:11rem;overflow:hidden;padding:.2rem 0}.sae .prompt thead th:last-child,.sae .prompt .max{padding:0 .4rem;border:0}.sae .prompt tbody th{font-weight:400;white-space:pre;padding:0 .5rem 0 0;border:0;text-align:left}
-.sae .prompt td[style]{background:rgb(var(--shade)/calc(8% + var(--v,0)*.7%))}.sae .prompt td i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}</style>"""
+.sae .prompt thead code{white-space:pre}.sae .prompt td[style]{background:rgb(var(--shade)/calc(8% + var(--v,0)*.7%))}.sae .prompt td i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}</style>"""
 
 # %% ../nbs/12_explorer.ipynb #3a68f1e4
 class PromptExplorer(Explorer):
@@ -204,6 +205,7 @@ class PromptExplorer(Explorer):
         self.saes = dict(saes) if isinstance(saes, Mapping) else {saes.metadata.get("layer"): saes}
         if not self.saes: raise InputError("there are no SAEs to look through; give {layer: sae}")
         if None in self.saes: raise InputError("this SAE does not say which layer it belongs to; give {layer: sae}")
+        for layer, sae in self.saes.items(): check_layer(sae, layer)
         self.model, self.text, self.chat, self.layer = model, text, chat, next(iter(self.saes))
         self.features = dict(features) if isinstance(features, Mapping) else {self.layer: features} if features is not None else {}
         model.check_layers(list(self.saes))
@@ -281,11 +283,17 @@ def history_figure(history: Mapping[str, Any]) -> Any:
 class TrainingExplorer(Explorer):
     "Training curves, live and afterwards."
 
-    def __init__(self, history: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None):   # of one layer or several; None: they come while training runs
-        given = [history] if isinstance(history, Mapping) else list(history or [])
-        self.histories = {each.get("layer"): dict(each) for each in given}
+    def __init__(self, history: Any = None):   # a run of `train`, its history, or several; None: they come while training runs
+        given = [] if history is None else [history] if isinstance(history, Mapping) or hasattr(history, "history") else list(history)
+        self.histories = {number: self._of(each) for number, each in enumerate(given)}   # while training runs, by layer
 
-    def __repr__(self) -> str: return f"TrainingExplorer({len(self.histories)} layers)"
+    @staticmethod
+    def _of(run: Any) -> dict[str, Any]:
+        "The history of a run, or the history that is given, with its layer where that is known."
+        if hasattr(run, "history"): return {**run.history, "layer": run.sae.metadata.get("layer")}
+        return dict(run)
+
+    def __repr__(self) -> str: return f"TrainingExplorer({len(self.histories)} runs)"
 
     def watch(self, history: dict[str, Any]) -> None:
         "For `train(..., watch=...)`: takes in a history and draws it."
@@ -294,7 +302,7 @@ class TrainingExplorer(Explorer):
         if "widget" in self.__dict__: self.show()
 
     def html(self) -> str:
-        pictures = "".join(figure_html(history_figure(history), f"Training of layer {layer}: {self._said(history)}") for layer, history in self.histories.items())
+        pictures = "".join(figure_html(history_figure(history), f"Training{'' if history.get('layer') is None else ' of layer ' + str(history['layer'])}: {self._said(history)}") for history in self.histories.values())
         return styled(pictures or "<p>No training yet: give <code>watch=curves.watch</code> to <code>train</code>.</p>")
 
     @staticmethod
@@ -326,6 +334,7 @@ class PositionExplorer(Explorer):
     "The positions that are read in each prompt, and the universal features at each token type."
 
     def __init__(self, tokenizer: Any, prompts: Sequence[Any], universal: Any = None, features: Features | None = None):   # `universal`: the table of `universal_features`
+        if isinstance(prompts, str): raise InputError("prompts must be a list, of a single prompt too: [prompt]")
         if not len(prompts): raise InputError("there are no prompts to look at")
         self.tokenizer, self.prompts, self.universal, self.features = tokenizer, list(prompts), universal, features
 

@@ -141,6 +141,7 @@ class Features:
 
     def sort_values(self, by: str, ascending: bool = False) -> Any:
         "The table, best first."
+        if by not in self.table: raise InputError(f"features have no {by!r}; they have {', '.join(self.table.columns)}")
         return self.table.sort_values([by, "feature_id"], ascending=[ascending, True])
 
     def find(self, text: str) -> Any:
@@ -195,11 +196,14 @@ def interpret(sae: JumpReLUSAE, model: LanguageModel,
     "Evidence for every feature of `sae` from one pass over `source`."
     layer = source.layer if layer is None and isinstance(source, ActivationStore) else layer
     if layer is None: raise InputError("say which layer's residual stream the texts are to be read at: layer=...")
+    if max_tokens is not None and max_tokens < 1: raise InputError(f"max_tokens is {max_tokens}; it must be at least 1, or None for all there are")
+    if isinstance(source, dict): raise InputError("give one layer's store, as in stores[2], not all that `extract` returned")
     _check_fit(sae, model, source, layer)
+    if snapshot is not None: check_writable(Path(snapshot).parent)
     limit, context = sae.metadata.get("norm_limit", float("inf")), sae.metadata.get("context_length", 1024)
     if snapshot is not None: source, print_ = _fingerprint(source)
     facts = {"layer": layer, "model": model.name} if snapshot is None else {"layer": layer, "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))], "sae": _digest(sae), "source": print_, "context": context, "norm_limit": str(limit)}
-    batches = partial(store_rows, source, norm_limit=limit) if isinstance(source, ActivationStore) else partial(text_rows, model, source, layer, context, norm_limit=limit)
+    batches = partial(store_rows, source, norm_limit=limit) if isinstance(source, ActivationStore) else partial(text_rows, model, source, layer, context, norm_limit=limit, max_tokens=max_tokens)
     evidence = gather(sae, batches, config or EvidenceConfig(), max_tokens, f"interpreting layer {layer}", None if snapshot is None else Path(snapshot), facts)
     if evidence.held_tokens and not evidence.tokens: raise InputError("all documents are among those held out for testing descriptions; give more of them, or config=EvidenceConfig(held_out=0)")
     if not evidence.tokens: raise InputError("there is no text to interpret features on; give a corpus or a list of texts that are not empty")
@@ -210,6 +214,7 @@ def interpret(sae: JumpReLUSAE, model: LanguageModel,
 
 def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) -> None:
     "An error when SAE, model and store do not belong together: the figures would look real and mean nothing."
+    if not isinstance(layer, int): raise InputError(f"layer is {layer!r}; it must be a whole number")
     check_layer(sae, layer)
     if isinstance(source, ActivationStore):
         if source.layer not in (None, layer): raise InputError(f"{source.path} holds layer {source.layer}, not layer {layer}")
@@ -257,7 +262,11 @@ def test_descriptions(features: Features, descriptions: dict[int, str] | str | P
     "Detection and fuzzing of every description on held-out documents, the contradicted first: a DataFrame."
     import pandas as pd
     if features.reading is None: raise InputError("these features were read from a file, which holds no held-out documents; interpret the SAE again to test descriptions")
+    if isinstance(descriptions, pd.DataFrame): descriptions = dict(zip(descriptions.feature_id, descriptions.description))
     if not isinstance(descriptions, dict): descriptions = read_descriptions(descriptions)
+    try: descriptions = {int(i): text for i, text in descriptions.items()}
+    except (TypeError, ValueError): raise InputError("descriptions are given by feature number, such as {17: 'the word \"return\"'}") from None
+    if wrong := [i for i, text in descriptions.items() if not isinstance(text, str)]: raise InputError(f"the description of feature {wrong[0]} is {descriptions[wrong[0]]!r}; it must be a string")
     strange = [i for i in descriptions if not 0 <= i < len(features)]
     if strange: raise InputError(f"there are descriptions of features that the SAE does not have: {', '.join(map(str, strange[:5]))}; its features are 0 to {len(features) - 1}")
     rows = []
@@ -274,7 +283,12 @@ def explain_features(features: Features, ask: Callable[[str], str], ids: Iterabl
                      ) -> dict[int, str]:
     "Descriptions by a language model, from the evidence alone; test them with `test_descriptions`."
     if features.reading is None: raise InputError("these features were read from a file; interpret the SAE again to explain them")
-    ids = features.table.feature_id[~features.table.dead].tolist() if ids is None else [int(i) for i in ids]
+    ids = features.table.feature_id[~features.table.dead].tolist() if ids is None else list(ids)
+    if strange := [i for i in ids if not isinstance(i, (int, np.integer)) or not 0 <= i < len(features)]: raise InputError(f"there are no features {strange[:5]}; they are numbered from 0 to {len(features) - 1}")
+    if path is not None:
+        if Path(path).suffix != ".jsonl": raise InputError(f"{path}: descriptions are added to a .jsonl file as they come; name one")
+        check_writable(Path(path).parent)
+    ids = [int(i) for i in ids]
     known = read_descriptions(path) if path is not None and Path(path).exists() else {}
     for i in tqdm([i for i in ids if i not in known], desc="explaining", unit=" features", disable=None):
         known[i] = explain(ask, features.reading.evidence, i, features.reading.text_of)

@@ -139,6 +139,7 @@ def as_documents(texts: Iterable[str | Document]) -> Iterator[Document]:
     "Documents from a corpus, from documents or from plain strings."
     if isinstance(texts, str): raise InputError("expected a corpus or a list of texts, got one string; put it in a list")
     for i, text in enumerate(texts):
+        if not isinstance(text, (str, Document)): raise InputError(f"expected a corpus or a list of texts; number {i} is {type(text).__name__}, not a string")
         yield text if isinstance(text, Document) else Document(f"text-{i}", str(text))
 
 # %% ../nbs/01_loaders.ipynb #3fc0bc80
