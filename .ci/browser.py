@@ -268,9 +268,11 @@ def _features(lab: Lab, output: Locator) -> None:
     expect(heading).to_have_text(fourth)
     jump = output.get_by_label("feature", exact=True)
     jump.fill("17"); jump.press("Enter")
-    expect(heading).to_contain_text("Feature 17")
-    output.get_by_role("button", name="previous").click()
-    output.locator(".widget-hbox button[title^='open feature']").first.click()
+    expect(heading).to_contain_text("Feature 17 ")
+    neighbour = output.locator(".widget-hbox button[title^='open feature']").first
+    number = neighbour.get_attribute("title").split()[-1]
+    neighbour.click()
+    expect(heading).to_contain_text(f"Feature {number} ")
     search = output.get_by_placeholder("search labels")
     search.fill("json"); search.press("Enter")
     expect(output.get_by_text("of 256 features")).not_to_contain_text("256 of")
@@ -290,7 +292,8 @@ def _prompt(output: Locator) -> None:
 
 
 def page(lab: Lab) -> None:
-    "The exported page of features works from disk, without a network: search, order, keys, links."
+    "The page of features that the explorers' notebook has written works from disk, without a network: search, order, keys, links."
+    assert (lab.notebooks/"explorer_test.html").exists(), "run the step `explorers` first: it writes the page"
     shutil.copy(lab.notebooks/"explorer_test.html", lab.folder/"features.html")
     for theme in THEMES:
         page = lab.open_offline(lab.folder/"features.html", theme)
@@ -299,15 +302,19 @@ def page(lab: Lab) -> None:
         page.get_by_label("search").fill("json")
         expect(page.get_by_role("status")).not_to_contain_text("256 of 256")
         rows.nth(1).click()
-        expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')}")
+        expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')} ")
         page.get_by_label("search").fill(""); page.keyboard.press("Escape")
         page.get_by_role("button", name="density").click()
         expect(page.locator("th[aria-sort=descending]")).to_have_text("density")
         rows.first.click(); page.keyboard.press("j")
         expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')}")
-        page.locator("article:not([hidden]) dd a").first.click()
+        link = page.locator("article:not([hidden]) dd a").first
+        number = link.inner_text()
+        link.click()
+        expect(heading).to_contain_text(f"Feature {number} ")
         page.locator("article:not([hidden]) summary").click()
         expect(page.locator("article:not([hidden]) .decile").first).to_be_visible()
+        expect(page.locator("main")).to_contain_text("onerror")   # hostile text is on the page, as text
         expect(page.locator("img")).to_have_count(0)
         lab.screenshot("features", theme, page)
 

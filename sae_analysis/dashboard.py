@@ -70,7 +70,7 @@ def feature_html(entry: dict[str, Any], contexts: int = 5, each_decile: int = 1,
     "The dashboard of one feature; with `each_decile` 0 its range is left out."
     number = int(entry["feature_id"])
     if not entry["active"]: return f'<article id="feature-{number}"><h3>Feature {number}</h3><p>dead: never active on these texts</p></article>'
-    if not entry["num_activations"]: return f'<article id="feature-{number}"><h3>Feature {number}</h3><p>fires {int(entry["held_activations"])} times, on documents held out for testing alone, so there is no evidence; interpret more text</p></article>'
+    if "held_activations" in entry: return f'<article id="feature-{number}"><h3>Feature {number}</h3><p>fires {int(entry["held_activations"])} times, on documents held out for testing alone, so there is no evidence; interpret more text</p></article>'
     tokens = "".join([tokens_html("fires on", entry["firing_tokens"][:8]), tokens_html("token before", entry.get("tokens_before", [])[:5]), tokens_html("token after", entry.get("tokens_after", [])[:5]),
                       tokens_html("promotes", entry.get("promoted", [])[:8], "{:+.2g}"), tokens_html("suppresses", entry.get("suppressed", [])[:8], "{:+.2g}"), neighbours_html(entry, have)])
     bars = histogram_html(entry) if "histogram" in entry else ""
