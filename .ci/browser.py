@@ -287,6 +287,7 @@ def _prompt(output: Locator) -> None:
     expect(table.locator("thead")).to_contain_text("onerror")
     output.get_by_role("listbox").select_option(index=0)
     expect(output.locator("article h3")).to_contain_text("Feature")
+    expect(output.get_by_label("at", exact=True)).to_have_value("every token")
     output.get_by_label("as a chat message").check()
     expect(table.locator("thead")).to_contain_text("assistant")
 

@@ -229,21 +229,23 @@ class PromptExplorer(Explorer):
         self.input = w.Textarea(value=self.text, rows=3, layout=w.Layout(width="100%"), continuous_update=False)
         self.run, self.as_chat = w.Button(description="read", button_style="primary", layout=w.Layout(width="6rem")), w.Checkbox(value=self.chat, description="as a chat message", indent=False, layout=w.Layout(width="11rem"))
         self.layers = w.ToggleButtons(options=[(f"layer {layer}", layer) for layer in self.saes], style={"button_width": "5rem"})
-        self.tokens_at = _labelled("Dropdown", "at", options=[], layout=w.Layout(width="14rem"))
+        self.where = w.VBox()
         self.view, self.opened, self.list = w.HTML(), w.HTML(), _list(10, "features that fire")
         self.run.on_click(lambda _: self.reread())
         for widget in (self.input, self.as_chat): widget.observe(lambda change: self.reread(), "value")
-        self.layers.observe(lambda change: self.show(), "value"); self.tokens_at.observe(lambda change: self._fill(), "value")
+        self.layers.observe(lambda change: self.show(), "value")
         self.list.observe(lambda change: change["new"] is not None and self.open(change["new"]), "value")
         self.reread()
-        return w.VBox([w.HTML(LIST_STYLE), self.input, w.HBox([self.run, self.as_chat, self.layers]), self.view, w.HBox([w.VBox([self.tokens_at, self.list], layout=w.Layout(flex="0 0 22rem")), w.VBox([self.opened], layout=w.Layout(flex="1 1 auto", min_width="16rem"))])])
+        return w.VBox([w.HTML(LIST_STYLE), self.input, w.HBox([self.run, self.as_chat, self.layers]), self.view, w.HBox([w.VBox([self.where, self.list], layout=w.Layout(flex="0 0 22rem")), w.VBox([self.opened], layout=w.Layout(flex="1 1 auto", min_width="16rem"))])])
 
     def reread(self) -> None:
         "Takes the text from the widget; an error is shown where the table would be."
         self.text, self.chat = self.input.value, self.as_chat.value
         self.trouble = self.read()
-        self.tokens_at.options = []   # or a browser would not notice that the choice is the first again
-        self.tokens_at.options = [("every token", -1), *((f"{position} {token!r}", position) for position, token in enumerate(self.tokens))]
+        tokens = [("every token", -1), *((f"{position} {token!r}", position) for position, token in enumerate(self.tokens))]
+        self.tokens_at = _labelled("Dropdown", "at", options=tokens, layout={"width": "14rem"})   # a new one: a browser would show an old one with new options as blank
+        self.tokens_at.observe(lambda change: self._fill(), "value")
+        self.where.children = [self.tokens_at]
         self.show()
 
     def show(self) -> None:
