@@ -1,5 +1,5 @@
 """Checks of the project as a whole: `python .ci/checks.py NAME...`; each prints what it found, and any failure ends with status 1."""
-import argparse, ast, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, ast, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

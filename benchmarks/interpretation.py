@@ -1,13 +1,12 @@
 """Evidence for every feature of an SAE from 1,000 texts: ours against the forward passes alone, and against the guide's loop on a slice; 131,072 latents in a stated memory."""
-import subprocess, sys, tempfile, time
-from itertools import islice
+import subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import torch
 from extraction import gpt2, texts_of
 from harness import Goal, flags, report
+from sae_analysis.batches import text_rows
 from sae_analysis.config import SAEConfig
-from sae_analysis.evidence import EvidenceConfig, text_rows
 from sae_analysis.interpreter import interpret
 from sae_analysis.models import fuse_gelu
 from sae_analysis.sae import JumpReLUSAE

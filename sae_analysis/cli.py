@@ -281,7 +281,6 @@ def _unfinished(a: argparse.Namespace) -> argparse.Namespace:
 # %% ../nbs/13_cli.ipynb #c2a1ad01
 def _write_findings(a: argparse.Namespace, survey: Any, done: list[Any]) -> tuple[dict[str, Any], list[Path]]:
     "Writes what the models so far have given; the tables, and the files that were written."
-    import pandas as pd
     from sae_analysis.analysis import active_prompts_path, describe, join, manifest, write_active_prompts, write_table
     from sae_analysis.labels import ranked
     tables = {kind: join([getattr(each, kind) for each in done], list(getattr(done[0], kind).columns)) for kind in _outputs(a, survey)}

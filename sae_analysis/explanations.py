@@ -11,7 +11,8 @@ from typing import Any, Callable, Iterable, Protocol, Sequence
 import numpy as np
 import torch
 from .config import InputError, log
-from .evidence import ContextTable, Evidence, PairCounts
+from .contexts import ContextTable, PairCounts
+from .evidence import Evidence
 from .models import LanguageModel
 
 # %% auto #0

@@ -15,8 +15,10 @@ from tqdm.auto import tqdm
 from .activations import ActivationStore
 from .config import InputError, atomic_path, check_writable, log
 from .directions import cosine_neighbours, jaccard_neighbours, logit_effects, unembedding
-from .evidence import ContextTable, Evidence, EvidenceConfig, bin_edges, gather, store_rows, text_rows
-from .explanations import Asked, Rule, TokenTexts, Words, around_of, explain, read_descriptions, rule_of, test_description, token_table
+from .batches import store_rows, text_rows
+from .contexts import ContextTable
+from .evidence import Evidence, EvidenceConfig, bin_edges, gather
+from .explanations import Asked, TokenTexts, Words, around_of, explain, read_descriptions, rule_of, test_description, token_table
 from .loaders import Corpus, Document, TextCorpus, as_documents
 from .models import LanguageModel
 from .sae import JumpReLUSAE, check_layer, load_sae

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-import numpy as np
 import torch
 from torch import Tensor
 from .config import InputError, atomic_path, log, write_json
