@@ -167,7 +167,8 @@ class Rule:
     def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]:
         return [2*sum(p for p, mark in zip(self._predicted(e.ids), e.marked) if mark) >= max(1, sum(e.marked)) for e in excerpts]
     def __str__(self) -> str:
-        shown = ", ".join(repr(token)[1:-1] for token in self.tokens[:3])
+        def seen(token: str) -> str: return repr(token)[1:-1] if token.strip(" ") else "␣" if len(token) == 1 else f"␣×{len(token)}"   # blanks can be seen
+        shown = ", ".join(seen(token) for token in self.tokens[:3])
         return shown if self.where == "on" or not shown else f"{'after' if self.where == 'behind' else 'before'}: {shown}"
 
 # %% ../nbs/10_explanations.ipynb #cc58001c
