@@ -270,7 +270,8 @@ def _features(lab: Lab, output: Locator) -> None:
     jump.fill("17"); jump.press("Enter")
     expect(heading).to_contain_text("Feature 17 ")
     neighbour = output.locator(".widget-hbox button[title^='open feature']").first
-    number = neighbour.get_attribute("title").split()[-1]
+    number = output.locator("article dt:text-is('writes like') + dd span").first.inner_text().split()[0]
+    expect(neighbour).to_have_attribute("title", f"open feature {number}")   # the buttons come after the dashboard
     neighbour.click()
     expect(heading).to_contain_text(f"Feature {number} ")
     search = output.get_by_placeholder("search labels")
