@@ -16,12 +16,12 @@ help:            ## what can be made
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/installed: settings.ini setup.py pyproject.toml | .venv/made
+.venv/installed: settings.ini setup.py | .venv/made
 	@echo "installing sae_analysis and what it needs (several GB the first time; a few minutes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-.venv/installed-dev: settings.ini setup.py pyproject.toml | .venv/made
+.venv/installed-dev: settings.ini setup.py | .venv/made
 	@echo "installing sae_analysis, what it needs, and the development extras (several GB the first time; a few minutes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ .venv/installed

@@ -2,12 +2,12 @@
 
 A step is a function of a `Lab` in `STEPS`. It opens notebooks or pages, says with `expect` or `assert` what a reader should see, and takes pictures in
 both themes. After each step, whatever no page may do (errors in the console, alerts, requests to other machines) fails it as well."""
-import argparse, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, traceback, urllib.request
+import argparse, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, traceback, types, urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-import nbformat
+import greenlet, nbformat
 from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +120,7 @@ class Lab:
         "No open page did what none may do, once all have settled."
         for page in self.pages():
             page.wait_for_function("() => [...document.images].every(image => image.complete)")
-            page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done)))")
+            page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done), {timeout: 2000}))")   # a busy machine may leave a page without an idle moment for ever
         assert not self.troubles, "\n".join(self.troubles)
 
     def run_all(self, seconds: float = 300) -> None:
@@ -333,6 +333,20 @@ def report(lab: Lab) -> None:
         lab.screenshot("report", theme, page)
 
 
+LONGEST = 600   # seconds that a step may take; Playwright has no limit of its own for scripts and for closing pages
+
+
+def stopper(lab: Lab) -> Callable[[int, types.FrameType], None]:
+    "A handler of signals that ends the server and this process, at once: the browser's driver may be in the middle of anything, and ends by itself. An alarm says where it rang."
+    ours = greenlet.getcurrent()   # Playwright waits in another
+    def stop(number: int, frame: types.FrameType) -> None:
+        if number == signal.SIGALRM:
+            print(f"FAILED: a step took more than {LONGEST} s, here:\n{''.join(traceback.format_stack(ours.gr_frame or frame))}", flush=True)
+        lab.end_server()
+        os._exit(128 + number)
+    return stop
+
+
 STEPS = {"quickstart": quickstart, "explorers": explorers, "page": page, "report": report}
 
 
@@ -340,10 +354,11 @@ def main(names: list[str], screenshots: Path) -> int:
     "Starts a JupyterLab and runs the steps; how many failed."
     screenshots.mkdir(parents=True, exist_ok=True)
     passed, failed, lab = 0, 0, Lab(screenshots)
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, _: (lab.end_server(), os._exit(128 + number)))   # the browser's driver may be in the middle of anything, and ends by itself
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM): signal.signal(number, stopper(lab))
     try:
         for name, step in {"start": Lab.start, **{name: STEPS[name] for name in names}}.items():
             start = time.time()
+            signal.alarm(LONGEST)
             try: step(lab); lab.check(); passed += 1; print(f"ok     {name} ({time.time() - start:.0f} s)", flush=True)
             except Exception as error:
                 failed += 1

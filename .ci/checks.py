@@ -14,6 +14,7 @@ def run(*command: str, **kwargs) -> str:
 
 
 IMPORTED = ["nbdev.test", "torch", "pandas", "matplotlib.pyplot", "transformers.models.gpt2.modeling_gpt2"]   # what nearly every notebook imports, seconds each time
+PATIENCE = 1200   # seconds after which a notebook hangs
 LONGEST = "training_guide quickstart 05_extractor 13_cli 09_evaluation index chat_features 01_loaders 08_trainer 12_publish 05_live 11_steering".split()   # as measured; they go first
 
 
@@ -39,9 +40,11 @@ def notebooks(flags: str = "") -> int:
     def test(path: Path) -> tuple[Path, float, str]:
         start, said = time.time(), Path(folder.name)/f"{path.stem}.txt"
         process = processes.Process(target=test_here, args=(str(path), flags, str(said)))
-        process.start(); process.join()
+        process.start(); process.join(PATIENCE)
+        late = process.is_alive()
+        if late: process.kill(); process.join()
         printed = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
-        return path, time.time() - start, f"exit status {process.exitcode}\n{printed[-6000:]}" if process.exitcode else ""
+        return path, time.time() - start, f"{f'ended after {PATIENCE} s' if late else f'exit status {process.exitcode}'}\n{printed[-6000:]}" if process.exitcode else ""
 
     longest_first = sorted(found, key=lambda p: LONGEST.index(p.stem) if p.stem in LONGEST else len(LONGEST))
     failed = 0
