@@ -261,6 +261,7 @@ def open_store(path: str | Path) -> ActivationStore:
     "The activations at `path`: a store's folder, a `.safetensors` file, or the guide's `.pt` file; memory-mapped."
     tried = candidates(place(path))
     found = next((p for p in tried if p.is_file() or (p/"manifest.json").is_file()), None)
+    if found is None and (layers := sorted(p.name for p in tried[0].glob("layer_*_states"))): raise InputError(f"{path} holds several layers; open one of them, such as {tried[0]/layers[0]}")
     if found is None: raise InputError(f"no activations found; tried {', '.join(map(str, tried))}. Extract them first.")
     if found.is_dir(): return _open_folder(found)
     if is_far(found): raise InputError(f"{found} is a single file; copy it to this machine, or extract to a folder there")

@@ -20,22 +20,18 @@ from .models import LanguageModel
 from .sae import JumpReLUSAE, TopKSAE, check_layer
 
 # %% auto #0
-__all__ = ['UNIVERSAL_COLUMNS', 'SPECIFIC_COLUMNS', 'weights_digest', 'ShelvedSAE', 'opened', 'LoadedSource', 'read_positions',
-           'latents_of', 'Activations', 'chats_of', 'activations', 'needed_prompts', 'universal_of',
-           'universal_features', 'join', 'Wanted', 'read_features', 'specific_of', 'wanted_of', 'specific_features',
-           'check_wanted', 'write_table', 'manifest', 'describe', 'active_prompts_path', 'write_active_prompts']
+__all__ = ['UNIVERSAL_COLUMNS', 'SPECIFIC_COLUMNS', 'ShelvedSAE', 'opened', 'LoadedSource', 'read_positions', 'latents_of',
+           'Activations', 'chats_of', 'activations', 'needed_prompts', 'universal_of', 'universal_features', 'join',
+           'Wanted', 'read_features', 'specific_of', 'wanted_of', 'specific_features', 'check_wanted', 'write_table',
+           'manifest', 'describe', 'active_prompts_path', 'write_active_prompts']
 
 # %% ../nbs/11_analysis.ipynb #bf610936
-def weights_digest(sae: JumpReLUSAE) -> str:
-    "Changes when the weights do."
-    return hashlib.sha256("".join(hashlib.sha256(p.float().cpu().numpy().tobytes()).hexdigest() for p in sae.state_dict().values()).encode()).hexdigest()[:16]
-
 class ShelvedSAE:
     "An SAE that is in memory only while it is used; what must be known of it beforehand is read once."
 
     def __init__(self, load: Callable[[], JumpReLUSAE]):
         sae = load()
-        self.load, self.config, self.metadata, self.digest, self._sae = load, sae.config, sae.metadata, weights_digest(sae), None
+        self.load, self.config, self.metadata, self.digest, self._sae = load, sae.config, sae.metadata, sae.digest, None
 
     def open(self) -> JumpReLUSAE:
         "The SAE, read from disk when it is not in memory."
@@ -277,13 +273,12 @@ def write_table(table: pd.DataFrame, path: str | Path, facts: dict[str, Any]) ->
 def manifest(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], tokens: Sequence[str] | None = None, **settings: Any) -> dict[str, Any]:
     "What made a result: models and revisions, SAEs, templates, what was read of which prompts, thresholds."
     def digest(text: str) -> str: return hashlib.sha256(text.encode()).hexdigest()[:16]
-    def weights(sae: JumpReLUSAE | ShelvedSAE) -> str: return sae.digest if isinstance(sae, ShelvedSAE) else weights_digest(sae)
     def read(model: LanguageModel) -> dict[str, Any]:
         chats = token_positions(model.tokenizer, prompts, tokens, model.context_length)
         return {"tokens read": {kind: sorted(set(texts)) for kind, texts in chats.texts.items()}, "prompts shortened": chats.shortened, "prompts with special tokens": chats.marked}
     return {"sae_analysis": __version__,
             "sources": {s.name: {"model": s.model.name, "revision": s.model.revision, "dtype": str(s.model.dtype)[6:], "d_hidden": s.sae.config.d_hidden,
-                                 "sae": weights(s.sae), "template": digest(str(s.model.tokenizer.chat_template)), **read(s.model)} for s in sources},
+                                 "sae": s.sae.digest, "template": digest(str(s.model.tokenizer.chat_template)), **read(s.model)} for s in sources},
             "prompts": {"count": len(prompts), "different": len({p.content for p in prompts}), "labels": pd.Series([p.label for p in prompts], dtype=str).value_counts(sort=False).to_dict(),
                         "sha256": digest(json.dumps([[p.chat, p.label] for p in prompts]))}, **settings}
 

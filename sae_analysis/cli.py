@@ -27,6 +27,7 @@ def nearest(what: str, word: str, known: Sequence[str]) -> str:
 # %% ../nbs/13_cli.ipynb #72d3e634
 class Parser(argparse.ArgumentParser):
     "A parser that says in one line what is wrong, and names the flag nearest to one that it does not know."
+    afterwards = ""   # what is said of the work when it is interrupted
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         words = list(sys.argv[1:] if args is None else args)
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any: self.exit(2, f"{self.prog}: {message}{'' if message[-1:] in '.?' else '.'} See {self.prog} --help\n")
 
 # %% ../nbs/13_cli.ipynb #0f6ae97e
-def run_command(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+def run_command(work: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
     "Parses flags, runs `work`, turns input errors into a line; returns the exit status."
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -56,7 +57,7 @@ def run_command(work: Callable[[argparse.Namespace], None], parser: argparse.Arg
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
+        print(f"\n{parser.prog}: interrupted{parser.afterwards}", file=sys.stderr)
         return 130
     return 0
 
@@ -71,6 +72,7 @@ def parse_layers(text: str) -> list[int] | None:
 def extract_and_train_parser() -> argparse.ArgumentParser:
     "The guide's flags."
     p = Parser(prog="extract_and_train", description="Extract residual-stream activations and train one sparse autoencoder per layer.")
+    p.afterwards = "; the same command goes on from what is on disk"
     p.add_argument("--layers", default="all", help="'all', or layers such as 0,6,11 (default: all)")
     p.add_argument("--num-tokens", type=int, default=10_000_000, help="tokens to extract (default: 10000000)")
     p.add_argument("--batch-size-extract", type=int, default=8, help="windows in one forward pass (default: 8)")
@@ -194,6 +196,7 @@ def extract_and_train(argv: Sequence[str] | None = None) -> int:
 def run_sae_analysis_parser() -> argparse.ArgumentParser:
     "The analysis spec's flags, and filters."
     p = Parser(prog="run_sae_analysis", description="Which SAE features fire where a chat model's assistant begins to speak.")
+    p.afterwards = "; the same command starts anew, with the models and SAEs that were fetched"
     p.add_argument("--analysis", required=True, choices=["universal", "specific", "both"])
     p.add_argument("--universal-output", default="results/universal_features.csv", help="CSV of universal features; activation_mean is over the prompts on which a feature is active, activation_max and activation_min over all of them")
     p.add_argument("--features-csv", default=None, help="CSV with feature_id and source, for specific analysis (with 'both', default: the universal output)")
@@ -306,6 +309,7 @@ def run_sae_analysis(argv: Sequence[str] | None = None) -> int:
 # %% ../nbs/13_cli.ipynb #f0b36a75
 def demo_parser() -> argparse.ArgumentParser:
     p = Parser(prog="sae_analysis demo", description="Train, explain and analyse an SAE on the pocket model, offline.")
+    p.afterwards = "; the same command goes on from what is on disk"
     p.add_argument("--out", default="demo_output", help="the folder to write (default: demo_output)")
     p.add_argument("--layer", type=int, default=2, help="layer of the pocket model (default: 2)")
     p.add_argument("--num-tokens", type=int, default=600_000, help="tokens to train on (default: 600000)")

@@ -5,7 +5,6 @@
 # %% ../nbs/09_evaluation.ipynb #149b89b0
 from __future__ import annotations
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Iterable, Iterator
 import torch
 from torch import Tensor

@@ -287,13 +287,7 @@ class TrainingExplorer(Explorer):
 
     def __init__(self, history: Any = None):   # a run of `train`, its history, or several; None: they come while training runs
         given = [] if history is None else [history] if isinstance(history, Mapping) or hasattr(history, "history") else list(history)
-        self.histories = {number: self._of(each) for number, each in enumerate(given)}   # while training runs, by layer
-
-    @staticmethod
-    def _of(run: Any) -> dict[str, Any]:
-        "The history of a run, or the history that is given, with its layer where that is known."
-        if hasattr(run, "history"): return {**run.history, "layer": run.sae.metadata.get("layer")}
-        return dict(run)
+        self.histories = {number: getattr(each, "history", each) for number, each in enumerate(given)}   # while training runs, by layer
 
     def __repr__(self) -> str: return f"TrainingExplorer({len(self.histories)} runs)"
 

@@ -16,8 +16,8 @@ from .sae import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['REGISTRY', 'SEVEN', 'FOUR', 'EXAMPLE', 'PARTS', 'Source', 'parse_source', 'Published', 'register', 'published',
-           'feature_link', 'read_families', 'layers_in', 'sae_folders', 'is_sae', 'local_path', 'load_source',
-           'download']
+           'feature_link', 'read_families', 'layers_in', 'sae_folders', 'is_sae', 'local_path', 'find_source',
+           'load_source', 'download']
 
 # %% ../nbs/07_hub.ipynb #90e71b11
 @dataclass(frozen=True, order=True)
@@ -164,16 +164,19 @@ def local_path(source: Source, sae_dir: str | Path | None = None) -> Path | None
     return next((path for folder in sae_folders(family, sae_dir) if is_sae(path := folder/family.pattern.format(layer=source.layer, trainer=source.trainer))), None)
 
 # %% ../nbs/07_hub.ipynb #abab1c42
-def load_source(source: Source, sae_dir: str | Path | None = None, device: str = "cpu") -> JumpReLUSAE:
-    "The SAE that a source names, from disk, or from the Hub when it is not there."
+def find_source(source: Source, sae_dir: str | Path | None = None) -> Path:
+    "Where the SAE that a source names lies; it is fetched from the Hub when it is not on disk."
     family = published(source.model)
     if not family.repo: family.check(source)
     relative = family.pattern.format(layer=source.layer, trainer=source.trainer)
     folders = sae_folders(family, sae_dir)
     found = local_path(source, sae_dir)
     if found is None and not family.repo: raise InputError(f"{source.name}: no SAE at {', '.join(str(folder/relative) for folder in folders)}; train it first, or give --sae-dir")
-    if found is None: found = _cached(family, relative) or download(family, relative, folders, family.check(source).name)
-    return open_sae(found, device)
+    return found or _cached(family, relative) or download(family, relative, folders, family.check(source).name)
+
+def load_source(source: Source, sae_dir: str | Path | None = None, device: str = "cpu") -> JumpReLUSAE:
+    "The SAE that a source names, from disk, or from the Hub when it is not there."
+    return open_sae(find_source(source, sae_dir), device)
 
 # %% ../nbs/07_hub.ipynb #5fd90469
 def _cached(family: Published, relative: str) -> Path | None:

@@ -4,7 +4,7 @@
 
 # %% ../nbs/10_interpreter.ipynb #05b4d6a2
 from __future__ import annotations
-import json
+import json, re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -172,14 +172,15 @@ class Features:
 
     @classmethod
     def load(cls, path: str | Path) -> "Features":
-        "Features from a file that `save` wrote."
+        "Features from a file that `save` wrote; the layer is that of its name, `layer_{L}_interpretations.json`."
         try: saved = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError: raise InputError(f"there are no interpretations at {path}; write them with Features.save or analyze_sae") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error: raise InputError(f"{path} is no whole file of interpretations ({error}); write it again") from None
         fine = isinstance(saved, dict) and all(isinstance(e, dict) and isinstance(e.get("feature_id"), int) and {"active", "label"} <= e.keys() for e in saved.values())
         entries = sorted(saved.values(), key=lambda entry: entry["feature_id"]) if fine else []
         if not entries or [e["feature_id"] for e in entries] != list(range(len(entries))): raise InputError(f"{path} holds no interpretations of features numbered from 0")
-        return cls(entries, lambda i: {}, {"file": Path(path).name})
+        layer = re.match(r"layer_(\d+)_", Path(path).name)
+        return cls(entries, lambda i: {}, {"file": Path(path).name, **({"layer": int(layer[1])} if layer else {})})
 
     def __repr__(self) -> str:
         tokens = f", on {self.facts['tokens']:,} tokens" if "tokens" in self.facts else ""
@@ -204,7 +205,7 @@ def interpret(sae: JumpReLUSAE, model: LanguageModel,
     if snapshot is not None: check_writable(Path(snapshot).parent)
     limit, context = sae.metadata.get("norm_limit", float("inf")), sae.metadata.get("context_length", 1024)
     if snapshot is not None: source, print_ = _fingerprint(source)
-    facts = {"layer": layer, "model": model.name} if snapshot is None else {"layer": layer, "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))], "sae": _digest(sae), "source": print_, "context": context, "norm_limit": str(limit)}
+    facts = {"layer": layer, "model": model.name} if snapshot is None else {"layer": layer, "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))], "sae": sae.digest, "source": print_, "context": context, "norm_limit": str(limit)}
     batches = partial(store_rows, source, norm_limit=limit) if isinstance(source, ActivationStore) else partial(text_rows, model, source, layer, context, norm_limit=limit, max_tokens=max_tokens)
     evidence = gather(sae, batches, config or EvidenceConfig(), max_tokens, f"interpreting layer {layer}", None if snapshot is None else Path(snapshot), facts)
     if evidence.held_tokens and not evidence.tokens: raise InputError("all documents are among those held out for testing descriptions; give more of them, or config=EvidenceConfig(held_out=0)")
@@ -241,13 +242,6 @@ def _effects(sae: JumpReLUSAE, model: LanguageModel, wanted: bool | None) -> Any
         if wanted: raise
         log.info("promoted tokens are left out: %s", error)
         return None
-
-def _digest(sae: JumpReLUSAE) -> str:
-    "Changes when the weights do."
-    import hashlib
-    found = hashlib.blake2b(digest_size=8)
-    for name, p in sorted(sae.state_dict().items()): found.update(name.encode()); found.update(p.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 def _fingerprint(source: Any) -> tuple[Any, Any]:
     "The source, as something that can be read again, and what tells it from others."

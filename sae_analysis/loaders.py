@@ -5,7 +5,7 @@
 # %% ../nbs/01_loaders.ipynb #e0b251ce
 from __future__ import annotations
 import ast, copy, hashlib, importlib.util, json, os, random, re, sysconfig, time, warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path

@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_sae.ipynb #eeefd3c6
 from __future__ import annotations
-import json, re
+import hashlib, json, re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ class JumpReLUSAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         "The reconstruction of `x`, `[..., d_model]`."
         return self.decode(self.encode(x))
+
+    @property
+    def digest(self) -> str:
+        "A short text that changes when the weights do."
+        def each(p: Tensor) -> str: return hashlib.sha256(p.float().cpu().numpy().tobytes()).hexdigest()
+        return hashlib.sha256("".join(map(each, self.state_dict().values())).encode()).hexdigest()[:16]
 
     def check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.config.d_model:

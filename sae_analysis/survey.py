@@ -12,7 +12,7 @@ import torch
 from .analysis import LoadedSource, ShelvedSAE, UNIVERSAL_COLUMNS, SPECIFIC_COLUMNS, Wanted, activations, check_wanted, join, manifest, needed_prompts, specific_of, universal_of, wanted_of
 from .config import InputError
 from .extractor import free_memory
-from .hub import Source, load_source, local_path, published
+from .hub import Source, find_source, load_source, local_path, published
 from .labels import LABEL_COLUMNS, contrasts_of, groups_of
 from .loaders import Prompt
 from .models import load_model
@@ -79,8 +79,10 @@ class Findings:
 
 # %% ../nbs/11_survey.ipynb #2b5414f7
 def run_survey(survey: Survey) -> Iterator[Findings]:
-    "The findings of one model after the other; a model is gone from memory before the next is loaded."
-    for name, sources in survey.by_model().items():
+    "The findings of one model after the other; a model is gone from memory before the next is loaded. The SAEs of all are on disk before the first is."
+    for sources in survey.by_model().values():
+        for source in sources: find_source(source, survey.sae_dir)
+    for sources in survey.by_model().values():
         loaded = load_sources(sources, survey.sae_dir, survey.device, survey.dtype, survey.model_kwargs)
         findings = look(survey, loaded)
         del loaded

@@ -75,7 +75,7 @@ class Trainer:
     def about(self) -> dict[str, Any]:
         "What the run is, for its history."
         sae = self.stepper.sae.config
-        return {"settings": asdict(self.config), "target_l0": sae.target_l0, "bandwidth": sae.bandwidth,
+        return {"layer": self.store.layer, "settings": asdict(self.config), "target_l0": sae.target_l0, "bandwidth": sae.bandwidth,
                 "rows": {"train": len(self.rows.train), "validation": len(self.rows.validation), "measured": self.rows.measured, "sinks": self.rows.sinks}}
 
     @property
@@ -235,7 +235,7 @@ def _walk(waiting: list[RunFiles], bar: Any, watchers: list[Callable[[dict[str, 
             now, curve = time.monotonic(), trainer.history["curve"]
             if trainer.stepper.count % 20 == 0 and curve["l0"]: bar.set_postfix(l0=f"{curve['l0'][-1]:.1f}", loss=f"{curve['recon_loss'][-1]:.4f}")
             if watchers and (now - watched > every or trainer.stopped):
-                for watcher in list(watchers): _show(watcher, {**trainer.history, "layer": layer}, watchers)
+                for watcher in list(watchers): _show(watcher, trainer.history, watchers)
                 watched = now
     if failed: raise failed[0]
     return runs
