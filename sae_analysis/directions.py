@@ -10,9 +10,11 @@ from typing import Any, Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from .config import InputError
 from .models import LanguageModel
 from .sae import JumpReLUSAE
+from .step import compute_dtype
 
 # %% auto #0
 __all__ = ['final_norm', 'through_norm', 'unembedding', 'LogitEffects', 'logit_effects', 'cosine_neighbours', 'Firing',
@@ -83,16 +85,19 @@ def logit_effects(sae: JumpReLUSAE, model: LanguageModel, features: Sequence[int
 @torch.no_grad()
 def cosine_neighbours(directions: Tensor,             # [n, d_model]
                       others: Tensor | None = None,   # [m, d_model]; None: each other
-                      k: int = 5, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    "For each direction the `k` others of highest cosine: ids and cosines, both `[n, k]`."
+                      k: int = 5, elements: int = 2**25) -> tuple[Tensor, Tensor]:
+    "For each direction the `k` others of highest cosine: ids and cosines, both `[n, k]`; `elements` of all cosines are held at a time."
     def unit(x: Tensor) -> Tensor: return x.float()/x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
     a, b, found = unit(directions), unit(directions if others is None else others), []
-    k = min(k, len(b) - (others is None))
-    for start in range(0, len(a), chunk):
-        cosine = a[start:start + chunk] @ b.T
-        if others is None: cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2   # not itself
-        found.append(cosine.topk(k, dim=1))
-    return torch.cat([part.indices for part in found]).cpu(), torch.cat([part.values for part in found]).cpu()
+    dtype, most = compute_dtype(a.device.type), len(b) - (others is None)
+    quick, k = b.to(dtype), min(k, most)
+    for some in tqdm(torch.arange(len(a)).split(max(1, elements//len(b))), desc="comparing directions", unit=" parts", delay=2, leave=False, disable=None):
+        rough = a[some].to(dtype) @ quick.T
+        if others is None: rough[torch.arange(len(some)), some] = -2   # not itself
+        near = rough.topk(k if dtype == torch.float32 else min(k + 8, most), dim=1).indices
+        cosine, order = torch.bmm(b[near], a[some, :, None])[..., 0].topk(k, dim=1)
+        found.append((near.gather(1, order).cpu(), cosine.cpu()))
+    return torch.cat([ids for ids, _ in found]), torch.cat([cosines for _, cosines in found])
 
 # %% ../nbs/10_directions.ipynb #3d4b819e
 class Firing:
