@@ -81,15 +81,15 @@ def feature_html(entry: dict[str, Any], contexts: int = 5, each_decile: int = 1,
             f'<div class="sides">{bars}<dl>{tokens}</dl></div>{strongest}' + (f"<details><summary>Over its whole range</summary>{spread}</details>" if spread else "") + "</article>")
 
 # %% ../nbs/12_dashboard.ipynb #c8ecfcd9
-LIGHT = "--ink:#222;--paper:#fff;--line:#d8dadd;--soft:#f4f5f7;--link:#1a5fb4;--shade:217 107 20;--good:#1a7f37;--bad:#b4470c;--bar:#2a6f97;color-scheme:light"
-DARK = "--ink:#e4e4e4;--paper:#16181b;--line:#3d4147;--soft:#22252a;--link:#8ab8f0;--shade:235 125 40;--good:#5fc27e;--bad:#f0955c;--bar:#6fb1d6;color-scheme:dark"
+LIGHT = "--ink:#222;--paper:#fff;--line:#d8dadd;--soft:#f4f5f7;--link:#1a5fb4;--shade:217 107 20;--good:#1a7f37;--bad:#b4470c;--bar:#2a6f97;--picture:none;color-scheme:light"
+DARK = "--ink:#e4e4e4;--paper:#16181b;--line:#3d4147;--soft:#22252a;--link:#8ab8f0;--shade:235 125 40;--good:#5fc27e;--bad:#f0955c;--bar:#6fb1d6;--picture:invert(.9) hue-rotate(180deg);color-scheme:dark"
 STYLE = f""".sae{{{LIGHT}}}@media(prefers-color-scheme:dark){{.sae{{{DARK}}}}}body[data-jp-theme-light="true"] .sae{{{LIGHT}}}body[data-jp-theme-light="false"] .sae{{{DARK};--paper:#111}}""" + """
 .sae{font:14px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}.sae a{color:var(--link)}
 .sae h1{margin:0 0 .2rem}.sae h2{margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line)}.sae h3{margin:.2rem 0;color:var(--ink)}.sae h3 small{font-weight:400;opacity:.75;white-space:pre-wrap}
 .sae article{border:1px solid var(--line);border-radius:6px;padding:.6rem .9rem;margin:.8rem 0;overflow-wrap:anywhere}.sae article p{margin:.2rem 0 .5rem}
 .sae table{border-collapse:collapse;margin:.5rem 0;font-size:13px;display:block;overflow-x:auto;color:var(--ink)}.sae td,.sae th{padding:.25rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;background:none}
 .sae td.met{color:var(--good);font-weight:600}.sae td.missed{color:var(--bad);font-weight:600}
-.sae code{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap;color:inherit;background:none}.sae small{opacity:.75}.sae figure{margin:0}.sae figure img{max-width:100%;background:#fff;border-radius:6px}
+.sae code{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap;color:inherit;background:none}.sae small{opacity:.75}.sae figure{margin:0}.sae figure img{max-width:100%;background:#fff;border-radius:6px;filter:var(--picture)}
 .sae .context{display:flex;justify-content:space-between;gap:1rem;border-top:1px solid var(--line);padding:.15rem 0}.sae .context code{padding:0}.sae .context>small{flex:none;white-space:nowrap}
 .sae mark{position:relative;background:rgb(var(--shade)/calc(8% + var(--v,0)*.6%));color:inherit;border-radius:2px;padding:0}.sae mark.peak{outline:1px solid currentColor}
 .sae mark sub{font-size:10px;opacity:.8;margin-left:2px;vertical-align:baseline}

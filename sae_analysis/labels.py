@@ -154,9 +154,9 @@ def plot_rates(compared: pd.DataFrame, features: int = 12, ax: Any = None) -> An
     rates = rows.pivot_table(index=["feature_id", "source", "token"], columns="label", values="rate", sort=False).reindex(pd.MultiIndex.from_frame(keys))
     if two: rates[compared.rest.iloc[0]] = rows.set_index(["feature_id", "source", "token"]).rate_rest
     ax = ax or plt.subplots(figsize=(1.6 + 1.1*rates.shape[1], 0.8 + 0.3*len(rates)), layout="constrained")[1]
-    image = ax.imshow(rates, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    image = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     several = compared.source.nunique() > 1
     ax.set(xticks=range(rates.shape[1]), xticklabels=rates.columns, yticks=range(len(rates)), yticklabels=[f"{i}, {token}" + (f", {source}" if several else "") for i, source, token in rates.index])
-    for (row, column), rate in np.ndenumerate(rates.to_numpy()): ax.text(column, row, f"{rate:.0%}", ha="center", va="center", fontsize=8, color="white" if rate < 0.6 else "black")
+    for (row, column), rate in np.ndenumerate(rates.to_numpy()): ax.text(column, row, f"{rate:.0%}", ha="center", va="center", fontsize=8, color="white" if rate > 0.6 else "black")
     ax.figure.colorbar(image, ax=ax, label="share of prompts on which it fires")
     return ax
