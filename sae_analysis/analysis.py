@@ -95,7 +95,7 @@ def read_positions(model: LanguageModel, chats: ChatPrompts, layers: Sequence[in
 def latents_of(sae: JumpReLUSAE, x: Tensor, ids: Sequence[int], device: Any = "cpu") -> Tensor:
     "The given latents alone, `[rows, len(ids)]`, of rows `[rows, d_model]`; computed on `device`, wherever the SAE lies."
     ids = torch.as_tensor(ids, dtype=torch.long)
-    if isinstance(sae, TopKSAE): return sae.encode(x.to(sae.W_enc.device)).cpu()[:, ids]   # which are kept depends on all of them
+    if isinstance(sae, TopKSAE): return sae.encode(x.to(sae.W_enc.device)).float().cpu()[:, ids]   # which are kept depends on all of them
     W, b, threshold = (p[..., ids.to(p.device)].to(device).float() for p in (sae.W_enc, sae.b_enc, sae.threshold))
     z = x.to(device).float() @ W + b
     return (z.relu()*(z > threshold)).cpu()

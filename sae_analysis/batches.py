@@ -141,7 +141,7 @@ def latent_chunks(sae: JumpReLUSAE, x: Tensor, elements: int = 2**24) -> Iterato
     "All latents of rows `[rows, d_model]` in chunks: the number of the first, and `[latents, rows]`."
     sae.check_width(x)
     x, step = x.to(sae.W_enc.device).float(), max(64, elements//max(len(x), 1))
-    if isinstance(sae, TopKSAE): whole = sae.encode(x).T   # which are kept depends on all of them
+    if isinstance(sae, TopKSAE): whole = sae.encode(x).float().T   # which are kept depends on all of them
     for first in range(0, sae.config.d_hidden, step):
         part = slice(first, first + step)
         if isinstance(sae, TopKSAE): yield first, whole[part].contiguous(); continue

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from .config import InputError
-from .loaders import Prompt
+from .loaders import Prompt, well_formed
 from .models import special_token_ids
 
 # %% auto #0
@@ -44,8 +44,8 @@ def generation_prompt(tokenizer: Any) -> list[int]:
 
 # %% ../nbs/03_chat.ipynb #7fc1a4a4
 def encode_rendered(tokenizer: Any, text: str) -> list[int]:
-    "Token ids of text that a chat template made."
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    "Token ids of text that a chat template made, or of a message by itself."
+    return tokenizer(well_formed(text), add_special_tokens=False, verbose=False)["input_ids"]
 
 # %% ../nbs/03_chat.ipynb #f610092c
 def token_types(tokenizer: Any) -> dict[str, int]:
@@ -56,7 +56,7 @@ def token_types(tokenizer: Any) -> dict[str, int]:
     for index, (token, text) in enumerate(zip(ids, texts)):
         behind = "asst" in found
         if re.sub("[^a-z]", "", text.lower()) in ("assistant", "model"): found["asst"] = index - len(ids)
-        elif behind and token in special and "endheader" not in found and index < len(ids) - 1: found["endheader"] = index - len(ids)
+        elif behind and token in special and "endheader" not in found: found["endheader"] = index - len(ids)
         elif behind and not text.strip(): found["newline"] = index - len(ids)
     if not found: raise InputError(f"the generation prompt {''.join(texts)!r} names no assistant, so no token type can be derived from it")
     return found
@@ -103,7 +103,7 @@ def _fit(tokenizer: Any, content: str | Sequence[dict[str, str]], max_length: in
     ids = encode_rendered(tokenizer, render(tokenizer, content))
     if max_length is None or len(ids) <= max_length: return ids, False
     *before, last = conversation(content)
-    message = tokenizer(last["content"], add_special_tokens=False, verbose=False)["input_ids"]
+    message = encode_rendered(tokenizer, last["content"])
     keep = max_length - (len(ids) - len(message))
     while keep > 0:
         ids = encode_rendered(tokenizer, render(tokenizer, [*before, {**last, "content": tokenizer.decode(message[:keep])}]))

@@ -6,11 +6,12 @@
 from __future__ import annotations
 import warnings
 from dataclasses import dataclass
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from .activations import ActivationStore
 from .config import InputError
 from .models import LanguageModel
 from .sae import JumpReLUSAE
@@ -18,7 +19,7 @@ from .step import compute_dtype
 
 # %% auto #0
 __all__ = ['final_norm', 'through_norm', 'unembedding', 'LogitEffects', 'logit_effects', 'cosine_neighbours', 'Firing',
-           'jaccard_neighbours', 'firing_on', 'match_features']
+           'jaccard_neighbours', 'lowest_twins', 'firing_on', 'match_features']
 
 # %% ../nbs/10_directions.ipynb #9c984e57
 def final_norm(model: LanguageModel) -> nn.Module | None:
@@ -137,6 +138,24 @@ def jaccard_neighbours(firing: Firing, other: Firing | None = None, k: int = 5, 
         ids.append(best); values.append(jaccard)
     return torch.cat(ids), torch.cat(values)
 
+# %% ../nbs/10_directions.ipynb #a709f4fc
+@torch.no_grad()
+def lowest_twins(directions: Tensor,   # [n, d_model]
+                 cosine: Tensor,       # [n, k] of the nearest by `cosine_neighbours`
+                 firing: Firing,
+                 above: float = 0.9, smallest: int = 3, elements: int = 2**25) -> Tensor:
+    "For each feature the lowest-numbered one before it whose cosine and Jaccard index with it are both above a limit, `[n]`; -1 where there is none."
+    found, unit = torch.full((len(directions),), -1), torch.nn.functional.normalize(directions.float(), dim=-1)
+    suspects = (cosine > above).any(1).nonzero().ravel()
+    for some in suspects.split(max(1, elements//len(unit))):
+        alike = (unit[some] @ unit.T > above).cpu()
+        (row, column), count = (both := firing.together(firing, some)).indices(), both.values()
+        share = count/(firing.count[some][row] + firing.count[column] - count)
+        fit = (share > above) & (count >= smallest) & (column < some[row]) & alike[row, column]
+        first = torch.full((len(some),), len(unit)).scatter_reduce(0, row[fit], column[fit], "amin")
+        found[some] = torch.where(first < len(unit), first, -1)
+    return found
+
 # %% ../nbs/10_directions.ipynb #1349c873
 @torch.no_grad()
 def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
@@ -150,10 +169,10 @@ def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
     return Firing(torch.cat(tokens), torch.cat(features), rows, sae.config.d_hidden)
 
 # %% ../nbs/10_directions.ipynb #fdffc717
-def _batches(rows: Any, size: int = 4096) -> list[Tensor]:
+def _batches(rows: Any, size: int = 4096) -> Iterator[Tensor]:
     "Rows in batches, from a store, a tensor, or batches."
-    if hasattr(rows, "parts"): rows = [part for part in rows.parts]
-    return [batch for part in ([rows] if isinstance(rows, Tensor) else list(rows)) for batch in part.split(size)]
+    if isinstance(rows, ActivationStore): yield from (rows.rows(ids) for ids in np.array_split(np.arange(len(rows)), -(-len(rows)//size)))
+    else: yield from (batch for part in ([rows] if isinstance(rows, Tensor) else rows) for batch in part.split(size))
 
 # %% ../nbs/10_directions.ipynb #365aaa01
 def match_features(a: JumpReLUSAE, b: JumpReLUSAE,
@@ -163,14 +182,15 @@ def match_features(a: JumpReLUSAE, b: JumpReLUSAE,
     import pandas as pd
     if a.config.d_model != b.config.d_model: raise InputError(f"the SAEs write widths {a.config.d_model} and {b.config.d_model}; only SAEs of one model can be matched")
     table: dict[str, Any] = {"feature_a": np.arange(a.config.d_hidden)}
-    ways = {"cosine": lambda x, y: cosine_neighbours(x.W_dec, y.W_dec.to(x.W_dec.device), k=1)}
+    ways: dict[str, tuple[Any, ...]] = {"cosine": (cosine_neighbours, a.W_dec, b.W_dec.to(a.W_dec.device))}
     if rows is not None:
-        of_a, of_b = map(_batches, rows) if isinstance(rows, tuple) and len(rows) == 2 else (_batches(rows),)*2
-        fired = {id(a): firing_on(a, of_a), id(b): firing_on(b, of_b)}
-        if len({each.shape[0] for each in fired.values()}) > 1: raise InputError("the two SAEs were given different numbers of rows; they must be of the same tokens")
-        ways["jaccard"] = lambda x, y: jaccard_neighbours(fired[id(x)], fired[id(y)], k=1)
-    for name, way in ways.items():
-        (there, value), (back, _) = way(a, b), way(b, a)
+        if not isinstance(rows, (Tensor, tuple, ActivationStore)): rows = list(rows)
+        of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 else (rows, rows)
+        fires_a, fires_b = firing_on(a, _batches(of_a)), firing_on(b, _batches(of_b))
+        if fires_a.shape[0] != fires_b.shape[0]: raise InputError("the two SAEs were given different numbers of rows; they must be of the same tokens")
+        ways["jaccard"] = (jaccard_neighbours, fires_a, fires_b)
+    for name, (way, in_a, in_b) in ways.items():
+        (there, value), (back, _) = way(in_a, in_b, k=1), way(in_b, in_a, k=1)
         best, known = there[:, 0], there[:, 0] >= 0
         mutual = known & (back[best.clamp(min=0), 0] == torch.arange(len(best)))
         table |= {f"feature_b_{name}": best.numpy(), name: value[:, 0].numpy(), f"mutual_{name}": mutual.numpy()}

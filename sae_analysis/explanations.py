@@ -265,8 +265,8 @@ def ask_model(model: LanguageModel, max_new_tokens: int = 40) -> Callable[[str],
         ids = encode_rendered(model.tokenizer, render(model.tokenizer, prompt))
         if len(ids) + max_new_tokens > model.context_length:
             raise InputError(f"the question has {len(ids)} tokens, and {model.name} reads {model.context_length} with its answer; ask fewer excerpts at once, or a model that reads more")
-        ids = torch.tensor([ids], device=model.device)
-        out = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=model.tokenizer.eos_token_id)
+        ids = torch.tensor([ids])
+        out = model.generate(ids, torch.ones_like(ids), max_new_tokens)
         return model.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True).strip()
     return ask
 

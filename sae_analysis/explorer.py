@@ -172,7 +172,7 @@ def prompt_activations(model: LanguageModel, saes: Mapping[int, JumpReLUSAE], te
     streams, parts, counted = model.residuals(torch.tensor([ids]), list(saes)), [], ~torch.isin(torch.tensor(ids), torch.tensor(sorted(model.special_ids())))
     if chat: counted[:] = True; counted[0] = False   # a template's tokens are what one looks at there
     for layer, sae in saes.items():
-        latents = sae.encode(streams[layer][0].float().to(sae.W_enc.device)).detach().cpu()*counted[:, None]
+        latents = sae.encode(streams[layer][0].float().to(sae.W_enc.device)).detach().float().cpu()*counted[:, None]
         position, feature = latents.nonzero(as_tuple=True)
         parts.append(pd.DataFrame({"layer": layer, "position": position.numpy(), "feature_id": feature.numpy(), "activation": latents[position, feature].numpy().astype(np.float64)}))
     return model.token_text(ids), pd.concat(parts, ignore_index=True)

@@ -8,11 +8,12 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Sequence
+import numpy as np
 import torch
 from torch import Tensor
 from .activations import ActivationStore, ShardFolder, open_store, pack_names
 from .config import DiskFull, InputError, TrainConfig, log, no_memory
-from .loaders import Corpus, TextCorpus, as_documents
+from .loaders import Corpus, Document, TextCorpus, as_documents
 from .models import LanguageModel
 from .places import free_bytes, place, writable_place
 from .processes import Processes, join_processes
@@ -83,9 +84,13 @@ def shard_windows(model: LanguageModel, context: int) -> int:
     return max(1, min(32_768, 2**29//(model.d_model*model.n_layers))//context)
 
 # %% ../nbs/05_extractor.ipynb #ad95bb8d
+def _texts(documents: list[Document]) -> dict[str, Any]:
+    "What tells documents from others: their texts, and their names, which decide what is held out."
+    return {**TextCorpus([d.text for d in documents]).fingerprint(), "names": TextCorpus([d.id for d in documents]).fingerprint()["hash"]}
+
 def run_facts(model: LanguageModel, corpus: Any, context: int, dtype: torch.dtype) -> dict[str, Any]:
     "What must agree between all shards of a run."
-    text = (corpus if isinstance(corpus, Corpus) else TextCorpus([d.text for d in as_documents(corpus)])).fingerprint()
+    text = corpus.fingerprint() if isinstance(corpus, Corpus) else _texts(list(as_documents(corpus)))
     return {"format": 1, "model": model.name, "revision": model.revision, "computed_in": str(model.dtype)[6:], "dtype": str(dtype)[6:],
             "d_model": model.d_model, "context_length": context, "shard_windows": shard_windows(model, context), "corpus": text}
 
@@ -105,15 +110,15 @@ def extract(model: LanguageModel,
     context = min(context_length or 1024, model.context_length)
     facts = run_facts(model, corpus, context, dtype)
     folders = processes.first_then_others(lambda: _open_folders(out, layers, facts, num_tokens))
-    if any(lacks(folder, num_tokens) for folder in folders.values()):
+    if lacking := any(lacks(folder, num_tokens) for folder in folders.values()):
         if (needed := missing_bytes(folders, num_tokens, model.d_model, dtype)) > free_bytes(out):
             log.warning("this run writes %.1f GB if the corpus is long enough, and %.1f GB are free at %s", needed/1e9, free_bytes(out)/1e9, out)
         try: _write(model, corpus, context, num_tokens, Reader(model, batch_size, dtype), folders, processes)
         except DiskFull as error:
             raise DiskFull(f"{error}. Of this run {missing_bytes(folders, num_tokens, model.d_model, dtype)/1e6:,.0f} MB are still to be written") from None
         processes.wait()
-        if processes.first: _finish(_open_folders(out, layers, facts), num_tokens)
-        processes.wait()
+    if processes.first and (lacking or any("corpus_ended" not in folder.manifest for folder in folders.values())): _finish(_open_folders(out, layers, facts), num_tokens)   # or a run ended before this
+    processes.wait()
     stores = {layer: open_store(layer_folder(out, layer)).head(num_tokens) for layer in layers if ShardFolder(layer_folder(out, layer)).shards}
     say_short(min((len(stores[layer]) if layer in stores else 0) for layer in layers), num_tokens, strict)
     return stores
@@ -201,16 +206,14 @@ def _positions(folder: ShardFolder) -> dict[str, Any]:
 def norm_summary(norms: Tensor,    # [rows]
                  bins: int = 40) -> dict[str, Any]:
     "Quantiles and a histogram of row norms, bins evenly spaced in the logarithm, and how many rows count as attention sinks."
-    picks = torch.linspace(0, len(norms) - 1, min(len(norms), 1_000_000)).long()
+    picks = torch.from_numpy(np.linspace(0, len(norms) - 1, min(len(norms), 1_000_000)).astype(np.int64))   # float32 has no odd numbers above 2^24
     levels = {"min": 0.0, "p1": 0.01, "median": 0.5, "p99": 0.99, "max": 1.0}
     found = dict(zip(levels, torch.quantile(norms[picks], torch.tensor(list(levels.values()))).tolist()))
+    found |= {"min": norms.min().item(), "max": norms.max().item()}
     times = TrainConfig().sink_norm
-    logs = norms.clamp(min=1e-6).log10()
-    low, high = logs.min().item(), logs.max().item()
-    counts = torch.histc(logs, bins, low, high) if high > low else torch.tensor([float(len(norms))])
-    edges = torch.logspace(low, high, len(counts) + 1)
+    counts, edges = np.histogram(norms.clamp(min=1e-6).log10().numpy(), bins if norms.max() > norms.min() else 1)
     return {**{name: round(value, 4) for name, value in found.items()}, "sinks": {"longer than": f"{times:g} times the median", "rows": int((norms > times*found["median"]).sum())},
-            "histogram": {"edges": [round(edge, 4) for edge in edges.tolist()], "rows": [int(count) for count in counts]}}
+            "histogram": {"edges": [round(10**edge, 4) for edge in edges.tolist()], "rows": counts.tolist()}}
 
 # %% ../nbs/05_extractor.ipynb #103947d5
 def say_short(rows: int, num_tokens: int, strict: bool) -> None:

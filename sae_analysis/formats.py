@@ -33,6 +33,18 @@ def format_of(path: str | Path) -> str:
     raise InputError(f"{folder} holds no SAE whose format is known here" + (f"; give one of its checkpoints: {', '.join(sorted(checkpoints)[:5])}" if checkpoints else
                      f"; looked for {', '.join(marks.values())}"))
 
+# %% ../nbs/07_formats.ipynb #619935b1
+def _write_notes(sae: JumpReLUSAE, folder: Path) -> Path:
+    if sae.metadata: write_json(folder/"sae_analysis.json", {"metadata": sae.metadata})
+    return folder
+
+def _with_notes(sae: JumpReLUSAE, folder: Path) -> JumpReLUSAE:
+    notes = folder/"sae_analysis.json"
+    if notes.is_file():
+        try: sae.metadata |= json.loads(notes.read_text(encoding="utf-8"))["metadata"]
+        except (ValueError, KeyError, TypeError) as error: raise InputError(f"{notes} is damaged ({error}); delete it, or write the SAE again") from None
+    return sae
+
 # %% ../nbs/07_formats.ipynb #5675cbe4
 def from_dictionary(dictionary: Any, metadata: dict[str, Any] | None = None) -> JumpReLUSAE:
     "A `dictionary_learning` dictionary as an inference SAE that computes the same."
@@ -61,7 +73,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> JumpReLUSAE:
     try: dictionary, config = load(str(folder), device="cpu")
     except (RuntimeError, KeyError, ValueError, EOFError, json.JSONDecodeError, AssertionError) as error: raise InputError(f"{folder} cannot be read as a dictionary: {type(error).__name__}: {error}") from None
     about = {"layer": config["trainer"].get("layer"), "model": config["trainer"].get("lm_name")}
-    with torch.no_grad(): return from_dictionary(dictionary, {key: value for key, value in about.items() if value is not None}).to(device)
+    with torch.no_grad(): return _with_notes(from_dictionary(dictionary, {key: value for key, value in about.items() if value is not None}).to(device), folder)
 
 # %% ../nbs/07_formats.ipynb #b00201e3
 def save_dictionary(sae: JumpReLUSAE, folder: str | Path) -> Path:
@@ -76,7 +88,7 @@ def save_dictionary(sae: JumpReLUSAE, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder/"ae.pt") as temporary, open(temporary, "wb") as file: torch.save({name: p.contiguous().clone() for name, p in weights.items()}, file)
     write_json(folder/"config.json", {"trainer": about})
-    return folder
+    return _write_notes(sae, folder)
 
 # %% ../nbs/07_formats.ipynb #85aab0d6
 def load_sparsify(folder: str | Path) -> JumpReLUSAE:
@@ -91,7 +103,7 @@ def load_sparsify(folder: str | Path) -> JumpReLUSAE:
     if lost := [name for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec") if name not in weights]: raise InputError(f"{folder}/sae.safetensors lacks {', '.join(lost)}")
     if not cfg.get("k"): raise InputError(f"{folder}/cfg.json does not say k, how many latents a row keeps; add it")
     w = {name: p.float() for name, p in weights.items()}
-    return assemble(w["encoder.weight"].T, w["encoder.bias"], w["W_dec"], w["b_dec"], centred=True, k=cfg["k"])
+    return _with_notes(assemble(w["encoder.weight"].T, w["encoder.bias"], w["W_dec"], w["b_dec"], centred=True, k=cfg["k"]), folder)
 
 # %% ../nbs/07_formats.ipynb #92219a5f
 def save_sparsify(sae: JumpReLUSAE, folder: str | Path) -> Path:
@@ -102,7 +114,7 @@ def save_sparsify(sae: JumpReLUSAE, folder: str | Path) -> Path:
     save_tensors(folder/"sae.safetensors", {name: p.detach().cpu() for name, p in {"encoder.weight": sae.W_enc.T, "encoder.bias": bias, "W_dec": sae.W_dec, "b_dec": sae.b_dec}.items()})
     write_json(folder/"cfg.json", {"activation": "topk", "expansion_factor": 32, "normalize_decoder": False, "num_latents": sae.config.d_hidden, "k": sae.k,
                                    "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": sae.config.d_model})
-    return folder
+    return _write_notes(sae, folder)
 
 # %% ../nbs/07_formats.ipynb #c012206a
 def load_gemma_scope(path: str | Path) -> JumpReLUSAE:
@@ -112,14 +124,14 @@ def load_gemma_scope(path: str | Path) -> JumpReLUSAE:
     try:
         with np.load(path, allow_pickle=False) as file: w = {name: torch.from_numpy(file[name]).float() for name in names}
     except (OSError, ValueError, KeyError) as error: raise InputError(f"{path} cannot be read as Gemma Scope parameters ({', '.join(names)}): {error}") from None
-    return assemble(*w.values())
+    return _with_notes(assemble(*w.values()), path.parent)
 
 # %% ../nbs/07_formats.ipynb #1cb1260b
 def save_gemma_scope(sae: JumpReLUSAE, folder: str | Path) -> Path:
     "Writes `params.npz` into a folder; only for SAEs with thresholds."
     if isinstance(sae, TopKSAE): raise InputError("Gemma Scope's format has thresholds and no k: a top-k SAE cannot be written in it")
-    with atomic_path(Path(folder)/"params.npz") as temporary, open(temporary, "wb") as file: np.savez(file, **{name: p.detach().cpu().numpy() for name, p in sae.state_dict().items()})
-    return Path(folder)
+    with atomic_path(Path(folder)/"params.npz") as temporary, open(temporary, "wb") as file: np.savez(file, **{name: p.detach().float().cpu().numpy() for name, p in sae.state_dict().items()})
+    return _write_notes(sae, Path(folder))
 
 # %% ../nbs/07_formats.ipynb #f9080136
 READERS: dict[str, Callable] = {"sae_analysis": load_checkpoint, "saelens": lambda path: from_pretrained(path if Path(path).is_dir() else Path(path).parent),
@@ -158,7 +170,7 @@ def convert(path: str | Path,
             ) -> Path:
     "Writes an SAE in another library's format, and checks that it is the same function; returns where it lies."
     path = Path(path)
-    out = Path(out) if out is not None else path.parent/f"{path.stem}-{_known(to)}{'.pt' if to == 'sae_analysis' else ''}"
+    out = Path(out) if out is not None else path.parent/f"{path.name if path.is_dir() else path.stem}-{_known(to)}{'.pt' if to == 'sae_analysis' else ''}"
     sae = open_sae(path, format=format)
     if out.exists() and (out.is_file() or any(out.iterdir())): raise InputError(f"{out} is there already; give another place with out=")
     out.parent.mkdir(parents=True, exist_ok=True)

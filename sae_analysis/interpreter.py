@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from .activations import ActivationStore
 from .config import InputError, atomic_path, check_writable, log
-from .directions import cosine_neighbours, jaccard_neighbours, logit_effects, unembedding
+from .directions import cosine_neighbours, jaccard_neighbours, logit_effects, lowest_twins, unembedding
 from .batches import store_rows, text_rows
 from .contexts import ContextTable
 from .evidence import Evidence, EvidenceConfig, bin_edges, gather
@@ -36,6 +36,7 @@ class Reading:
     text_of: TokenTexts
     near: tuple[Any, Any] | None = None       # neighbours by decoder cosine: ids and cosines, [d_hidden, n]
     effects: Any = None                       # LogitEffects of all features
+    twins: Any = None                         # [d_hidden] the lowest-numbered feature that each is a duplicate of; -1 for none
 
     @cached_property
     def tables(self) -> dict[str, Any]:
@@ -66,13 +67,7 @@ def feature_facts(r: Reading, feature: int) -> dict[str, Any]:
     return {"feature_id": feature, "active": True, "num_activations": active, "top_activation": round(float(e.maximum[feature]), 6),
             "mean_activation": round(float(e.total[feature])/active, 6), "density": active/e.tokens, "label": str(rule),
             "score": round(float(r.tables["on"].bits[feature]), 4), "label_test": {k: v if isinstance(v, (str, int)) else None if v != v else round(v, 4) for k, v in tested.items()},
-            "duplicate_of": _duplicate_of(r, feature)}
-
-def _duplicate_of(r: Reading, feature: int) -> int | None:
-    "The lowest-numbered feature that writes and fires like this one; None where there is none, or it would be higher-numbered."
-    if r.near is None: return None
-    alike = {int(i) for i, cosine in zip(r.near[0][feature], r.near[1][feature]) if cosine > TWIN and i < feature}
-    return min(alike & {int(i) for i, share in zip(r.together[0][feature], r.together[1][feature]) if share > TWIN}, default=None)
+            "duplicate_of": None if r.twins is None or r.twins[feature] < 0 else int(r.twins[feature])}
 
 # %% ../nbs/10_interpreter.ipynb #46c51d04
 def feature_evidence(r: Reading, feature: int, each_decile: int = 2) -> dict[str, Any]:
@@ -205,13 +200,14 @@ def interpret(sae: JumpReLUSAE, model: LanguageModel,
     if snapshot is not None: check_writable(Path(snapshot).parent)
     limit, context = sae.metadata.get("norm_limit", float("inf")), sae.metadata.get("context_length", 1024)
     if snapshot is not None: source, print_ = _fingerprint(source)
-    facts = {"layer": layer, "model": model.name} if snapshot is None else {"layer": layer, "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))], "sae": sae.digest, "source": print_, "context": context, "norm_limit": str(limit)}
+    facts = {"layer": layer, "model": model.name} if snapshot is None else {"layer": layer, "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))], "sae": sae.digest, "source": print_, "context": context, "norm_limit": str(limit), "max_tokens": max_tokens}   # which decides how pieces are batched
     batches = partial(store_rows, source, norm_limit=limit) if isinstance(source, ActivationStore) else partial(text_rows, model, source, layer, context, norm_limit=limit, max_tokens=max_tokens)
     evidence = gather(sae, batches, config or EvidenceConfig(), max_tokens, f"interpreting layer {layer}", None if snapshot is None else Path(snapshot), facts)
     if evidence.held_tokens and not evidence.tokens: raise InputError("all documents are among those held out for testing descriptions; give more of them, or config=EvidenceConfig(held_out=0)")
     if not evidence.tokens: raise InputError("there is no text to interpret features on; give a corpus or a list of texts that are not empty")
     near = cosine_neighbours(sae.W_dec.detach()) if sae.config.d_hidden > 1 else None
-    reading = Reading(evidence, TokenTexts(model), near, _effects(sae, model, logits))
+    twins = None if near is None else lowest_twins(sae.W_dec.detach(), near[1], evidence.cofiring(), TWIN)
+    reading = Reading(evidence, TokenTexts(model), near, _effects(sae, model, logits), twins)
     return Features([feature_facts(reading, j) for j in tqdm(range(sae.config.d_hidden), desc="reading the evidence", unit=" features", unit_scale=True, disable=None)], lambda j: feature_evidence(reading, j),
                     {"layer": layer, "model": model.name, "tokens": evidence.tokens, "held_tokens": evidence.held_tokens}, reading)
 

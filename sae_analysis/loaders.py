@@ -14,10 +14,10 @@ from .config import InputError, closest, hash_unit, log
 
 # %% auto #0
 __all__ = ['WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', 'DOCS_PACKAGES', 'DOCS_SKIPPED', 'ROLES', 'QUESTIONS', 'Document',
-           'Corpus', 'TextCorpus', 'files_version', 'read_table', 'as_documents', 'wikipedia_date', 'patient',
-           'is_network', 'WikipediaCorpus', 'TruthfulQAExample', 'load_truthfulqa', 'module_files', 'opening',
-           'definition_documents', 'topic_documents', 'DocsCorpus', 'check_messages', 'Prompt', 'question_of',
-           'load_prompts']
+           'Corpus', 'TextCorpus', 'files_version', 'read_table', 'as_documents', 'well_formed', 'wikipedia_date',
+           'patient', 'is_network', 'WikipediaCorpus', 'TruthfulQAExample', 'load_truthfulqa', 'module_files',
+           'opening', 'definition_documents', 'topic_documents', 'DocsCorpus', 'check_messages', 'Prompt',
+           'question_of', 'load_prompts']
 
 # %% ../nbs/01_loaders.ipynb #a9c6372d
 @dataclass(frozen=True)
@@ -103,15 +103,18 @@ class TextCorpus(Corpus):
 
     def version(self) -> str:
         if isinstance(self.source, list): return ""
-        return files_version((str(f.name), f) for f in (sorted(self.source.rglob("*.txt")) if self.source.is_dir() else [self.source]))
+        if not self.source.is_dir(): return files_version([(self.source.name, self.source)])
+        return files_version((str(f.relative_to(self.source)), f) for f in sorted(self.source.rglob("*.txt")))
 
 # %% ../nbs/01_loaders.ipynb #118dbfc3
-def files_version(files: Iterable[tuple[str, Path]]) -> str:
-    "A short hash of the names and sizes of (name, file) pairs, and of the first megabyte of a lone file."
-    files = list(files)
-    seen = hashlib.sha256("".join(f"{name}\0{path.stat().st_size}\n" for name, path in files).encode())
-    if len(files) == 1:
-        with open(files[0][1], "rb") as file: seen.update(file.read(1_000_000))
+def files_version(files: Iterable[tuple[str, Path]], read: int = 2**31) -> str:
+    "A short hash of the names and sizes of (name, file) pairs, and of their first `read` bytes, one file after the other."
+    seen = hashlib.sha256()
+    for name, path in files:
+        seen.update(f"{name}\0{path.stat().st_size}\n".encode(errors="surrogateescape"))
+        if read <= 0: continue
+        with open(path, "rb") as file:
+            while (part := file.read(min(read, 2**20))): seen.update(part); read -= len(part)
     return seen.hexdigest()[:12]
 
 # %% ../nbs/01_loaders.ipynb #fe9ba544
@@ -141,6 +144,10 @@ def as_documents(texts: Iterable[str | Document]) -> Iterator[Document]:
     for i, text in enumerate(texts):
         if not isinstance(text, (str, Document)): raise InputError(f"expected a corpus or a list of texts; number {i} is {type(text).__name__}, not a string")
         yield text if isinstance(text, Document) else Document(f"text-{i}", str(text))
+
+def well_formed(text: str) -> str:
+    "The text with U+FFFD for halves of surrogate pairs, which cut JSON leaves behind and no tokenizer takes."
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if re.search("[\ud800-\udfff]", text) else text
 
 # %% ../nbs/01_loaders.ipynb #3fc0bc80
 WIKIPEDIA_DATES = ["20231101"]                                       # dumps that exist as plain Parquet files
@@ -312,7 +319,7 @@ class DocsCorpus(Corpus):
                     seen.add(body)
                     yield document
 
-    def version(self) -> str: return files_version(pair for package in self.packages for pair in module_files(package))
+    def version(self) -> str: return files_version((pair for package in self.packages for pair in module_files(package)), read=0)   # what is installed is not edited
     def description(self) -> dict[str, Any]: return {"packages": " ".join(self.packages)}
 
 # %% ../nbs/01_loaders.ipynb #c828375a
@@ -396,13 +403,15 @@ def _prompt_files(path: Path) -> list[Path]:
                      + '; write one object a line, such as {"content": "How do you feel?", "label": "emotional"}')
 
 # %% ../nbs/01_loaders.ipynb #a08a966c
+def _mended(row: dict[str, Any]) -> dict[str, Any]: return {key: well_formed(value) if isinstance(value, str) else value for key, value in row.items()}
+
 def _prompts_of(file: Path) -> Iterator[Prompt]:
     try: text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error: raise InputError(f"{file} is not UTF-8 text: {error}") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip(): continue
         where = f"{file}:{number}"
-        try: row = json.loads(line)
+        try: row = json.loads(line, object_hook=_mended)
         except json.JSONDecodeError as error: raise InputError(f"{where}: not JSON ({error.msg}): {line[:80]}") from None
         if not isinstance(row, dict): raise InputError(f"{where}: expected an object with content and label, found {line[:80]}")
         if {"content", "messages"} <= row.keys(): raise InputError(f"{where}: there are both 'content' and 'messages'; give one message, or a conversation")

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from .config import InputError, pick_device, sha256
+from .loaders import well_formed
 
 # %% auto #0
 __all__ = ['BLOCK_PATHS', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
@@ -125,9 +126,24 @@ class LanguageModel:
         caching = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
         return self.model(input_ids=input_ids.to(self.device), **extra, **caching)
 
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int = 40, temperature: float = 0.0) -> Tensor:
+        "The ids with up to `max_new_tokens` more: the likeliest ones, or, at a temperature above 0, drawn from all. Penalties and cut-offs that the model's authors recommend are left out: what is seen are the model's own probabilities."
+        from transformers import GenerationConfig
+        recommended = self.model.generation_config
+        chosen = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        self.model.generation_config = GenerationConfig(eos_token_id=recommended.eos_token_id, pad_token_id=self.filling_id)
+        try: return self.model.generate(input_ids=input_ids.to(self.device), attention_mask=attention_mask.to(self.device), max_new_tokens=max_new_tokens, **chosen)
+        finally: self.model.generation_config = recommended
+
+    @property
+    def filling_id(self) -> int:
+        "The token that pads: the tokenizer's own, or the one that ends a text."
+        return next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
+
     def encode(self, text: str) -> list[int]:
         "Token ids of plain text, without special tokens added."
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(well_formed(text), add_special_tokens=False, verbose=False)["input_ids"]
 
     def token_text(self, ids: Sequence[int]) -> list[str]:
         "The text of each token by itself, spaces and all."

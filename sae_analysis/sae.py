@@ -64,7 +64,8 @@ class JumpReLUSAE(nn.Module):
 # %% ../nbs/06_sae.ipynb #36496194
 def check_layer(sae: JumpReLUSAE, layer: int) -> None:
     "An error when an SAE that knows its layer is used on another: its figures there would look real and mean nothing."
-    trained = sae.metadata.get("layer")
+    trained, hook = sae.metadata.get("layer"), sae.metadata.get("hook_name")
+    if hook is not None and trained is None: raise InputError(f"this SAE was trained on {hook}, which is not the residual stream after a layer")
     if trained not in (None, layer): raise InputError(f"this SAE was trained on layer {trained}, not on layer {layer}")
 
 # %% ../nbs/06_sae.ipynb #9f5b3dd7
@@ -198,7 +199,7 @@ def save_pretrained(sae: JumpReLUSAE, folder: str | Path) -> Path:
         **kind_of(sae), "d_in": sae.config.d_model, "d_sae": sae.config.d_hidden, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.0.0", "sae_lens_training_version": None, "model_name": model,
-                     "hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post", "hook_head_index": None, "prepend_bos": False},
+                     "hook_name": sae.metadata.get("hook_name") if layer is None else f"blocks.{layer}.hook_resid_post", "hook_head_index": None, "prepend_bos": False},
         "sae_analysis": {"config": asdict(sae.config), "metadata": sae.metadata}})
     return folder
 
@@ -219,10 +220,17 @@ def from_pretrained(folder: str | Path) -> JumpReLUSAE:
     sae = _from_lens(cfg, weights, folder)
     ours = cfg.get("sae_analysis", {})
     if "config" in ours: sae.config = SAEConfig(**ours["config"])
-    hook, about = cfg.get("hook_name") or cfg.get("metadata", {}).get("hook_name") or "", cfg.get("metadata", {})
-    found = {"model": cfg.get("model_name") or about.get("model_name"), "layer": int(layer[1]) if (layer := re.search(r"blocks\.(\d+)\.hook_(resid_post|out)$", hook)) else None}
+    about = cfg.get("metadata", {})
+    found = {"model": cfg.get("model_name") or about.get("model_name"), **_place_of(cfg.get("hook_name") or about.get("hook_name") or "")}
     sae.metadata = ours.get("metadata") or {key: value for key, value in found.items() if value is not None}
     return sae
+
+# %% ../nbs/06_sae.ipynb #1ccaff8d
+def _place_of(hook: str) -> dict[str, Any]:
+    "What a TransformerLens hook says of where an SAE belongs: a layer, counted by the blocks before it, or a place outside the residual stream."
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|out)", hook)
+    layer = int(match[1]) - (match[2] == "resid_pre") if match else -1   # what goes into a block is what comes out of the one before
+    return {"layer": layer} if layer >= 0 else {"hook_name": hook} if hook.startswith("blocks.") else {}
 
 # %% ../nbs/06_sae.ipynb #17114b52
 def _from_lens(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> JumpReLUSAE:

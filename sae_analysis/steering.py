@@ -10,13 +10,12 @@ from typing import Any, Iterator, Sequence
 import pandas as pd
 import torch
 from torch import Tensor
-from .analysis import latents_of
-from .chat import token_positions
+from .analysis import chats_of, latents_of
 from .config import InputError
 from .loaders import Prompt
 from .models import LanguageModel, hidden_of, hooked, with_hidden
 from .sae import JumpReLUSAE, check_layer
-from .windows import pack
+from .windows import kept_positions, pack
 
 # %% auto #0
 __all__ = ['Edit', 'edited', 'typical_activations', 'steering', 'next_token_change', 'answers', 'compare_answers']
@@ -56,15 +55,16 @@ def edited(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[LanguageMode
 # %% ../nbs/11_steering.ipynb #fa01f7cd
 @torch.no_grad()
 def typical_activations(sae: JumpReLUSAE, model: LanguageModel, texts: Any, layer: int, max_tokens: int = 20_000, context: int = 128) -> Tensor:
-    "The mean activation of every feature over the rows on which it is active, `[d_hidden]`; NaN for one that never is. Position 0 of a window is left out."
+    "The mean activation of every feature over the rows on which it is active, `[d_hidden]`; NaN for one that never is. As for evidence, position 0 of a window, special tokens and attention sinks do not count."
     check_layer(sae, layer)
     total, count = torch.zeros(sae.config.d_hidden, dtype=torch.float64), torch.zeros(sae.config.d_hidden)
-    windows, read = pack(texts, model.tokenizer, min(context, model.context_length)), 0
+    windows, read, limit = pack(texts, model.tokenizer, min(context, model.context_length)), 0, sae.metadata.get("norm_limit", float("inf"))
     for window in windows:
         if read >= max_tokens: break
-        keep = torch.tensor(window.document) >= 0
-        keep[0] = False
-        latents = sae.encode(model.residuals(torch.tensor([window.input_ids]), [layer])[layer][0].to(sae.W_enc.device)).cpu()[keep]
+        ids = torch.tensor([window.input_ids])
+        hidden = model.residuals(ids, [layer])[layer][0].float().cpu()
+        keep = kept_positions(ids, torch.tensor([window.document]), model.special_ids())[0] & (hidden.norm(dim=-1) <= limit)
+        latents = sae.encode(hidden[keep].to(sae.W_enc.device)).float().cpu()
         total += latents.double().sum(0); count += (latents > 0).sum(0); read += int(keep.sum())
     return (total/count).float()
 
@@ -81,7 +81,7 @@ def steering(sae: JumpReLUSAE, layer: int, features: dict[int, float], typical: 
 def next_token_change(model: LanguageModel, prompts: Sequence[Prompt | str], edits: Sequence[Edit], top: int = 8) -> pd.DataFrame:
     "For every prompt the tokens whose probability changes most: before, after, and the divergence KL(before || after) of the whole distribution in nats."
     rows = []
-    for number, ids in enumerate(token_positions(model.tokenizer, prompts, max_length=model.context_length).input_ids):
+    for number, ids in enumerate(chats_of(model, prompts).input_ids):
         ids = torch.tensor([ids])
         before = model.logits(ids)[0, -1].float().log_softmax(-1)
         with edited(model, edits): after = model.logits(ids)[0, -1].float().log_softmax(-1)
@@ -95,22 +95,20 @@ def next_token_change(model: LanguageModel, prompts: Sequence[Prompt | str], edi
 @torch.no_grad()
 def answers(model: LanguageModel, prompts: Sequence[Prompt | str], edits: Sequence[Edit] = (),
             max_new_tokens: int = 40,
-            temperature: float = 0.0,   # 0 takes the likeliest token each time
+            temperature: float = 0.0,   # 0 takes the likeliest token each time; above it every token may be drawn
             seed: int = 0, batch_size: int = 8) -> list[str]:
     "The model's answer to every prompt under the edits; with the same seed and batch size, the same answers."
     tokenizer, room = model.tokenizer, model.context_length - max_new_tokens
     if room < 1: raise InputError(f"max_new_tokens is {max_new_tokens}, but the model reads {model.context_length} tokens at most")
-    chats, found = token_positions(tokenizer, prompts, max_length=room).input_ids, []
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    chats, fill, found = chats_of(model, prompts, max_length=room).input_ids, model.filling_id, []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), edited(model, edits):
         torch.manual_seed(seed)
         for start in range(0, len(chats), batch_size):
             batch = chats[start:start + batch_size]
             longest = max(map(len, batch))   # padded on the left, so that every answer begins at the same place
-            ids = torch.tensor([[fill]*(longest - len(row)) + row for row in batch], device=model.device)
-            mask = torch.tensor([[0]*(longest - len(row)) + [1]*len(row) for row in batch], device=model.device)
-            out = model.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=fill, **sampling)
+            ids = torch.tensor([[fill]*(longest - len(row)) + row for row in batch])
+            mask = torch.tensor([[0]*(longest - len(row)) + [1]*len(row) for row in batch])
+            out = model.generate(ids, mask, max_new_tokens, temperature)
             found += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return found
 

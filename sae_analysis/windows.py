@@ -11,7 +11,7 @@ from typing import Any, Iterable, Iterator
 import torch
 from torch import Tensor
 from .config import InputError
-from .loaders import Document, as_documents
+from .loaders import Document, as_documents, well_formed
 
 # %% auto #0
 __all__ = ['Window', 'frame_tokens', 'tokenized', 'pack', 'kept_positions', 'TokenShard', 'token_shards', 'shard_rows', 'ahead']
@@ -39,7 +39,7 @@ def tokenized(documents: Iterable[Document], tokenizer: Any, group: int = 64) ->
     "(name, token ids) of each document that has any, encoded `group` at a time."
     documents = iter(documents)
     while taken := list(islice(documents, group)):
-        encoded = tokenizer([document.text for document in taken], add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer([well_formed(document.text) for document in taken], add_special_tokens=False, verbose=False)["input_ids"]
         yield from ((document.id, ids) for document, ids in zip(taken, encoded) if ids)
 
 # %% ../nbs/04_windows.ipynb #9c1e09a0
