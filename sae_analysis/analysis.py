@@ -134,6 +134,7 @@ def chats_of(model: LanguageModel, prompts: Sequence[Prompt], tokens: Sequence[s
 def activations(sources: Sequence[LoadedSource], prompts: Sequence[Prompt], tokens: Sequence[str] | None = None,
                 batch_size: int = 8, max_length: int | None = None) -> Iterator[Activations]:
     "Latents of every source at every token type its model's template has, in order; one forward pass per model and prompt batch."
+    if isinstance(sources, LoadedSource): raise InputError("sources must be a list, of a single source too: [source]")
     streams: dict[int, dict[tuple[int, str], Tensor]] = {}
     for loaded in sources:
         if id(loaded.model) not in streams:
@@ -198,7 +199,7 @@ class Wanted:
 def read_features(path: str | Path, known: Sequence[str] = ()) -> list[Wanted]:
     "Features to analyse from a CSV with `feature_id` and `source`, and perhaps `token`; `known` limits which models may be named."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError: raise InputError(f"there is no features file {path}") from None
+    except (FileNotFoundError, IsADirectoryError): raise InputError(f"there is no features file {path}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error: raise InputError(f"{path} cannot be read as CSV: {error}") from None
     missing = [column for column in ("feature_id", "source") if column not in table]
     if missing: raise InputError(f"{path} lacks the column {' and '.join(missing)}; it has {', '.join(table.columns)}")

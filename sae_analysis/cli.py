@@ -116,8 +116,8 @@ def _extract_and_train(a: argparse.Namespace) -> None:
     if a.extract_only and a.train_only: raise InputError("--extract-only and --train-only exclude each other; give neither to do both")
     if a.num_tokens < 1 or a.batch_size_extract < 1: raise InputError("--num-tokens and --batch-size-extract must be at least 1")
     device, states = pick_device(a.device), place(a.cache_dir)/"hidden_states"
-    if not (a.train_only or a.on_the_fly): writable_place(states)
-    if not a.extract_only: check_writable(a.save_dir)
+    if not (a.plan or a.train_only or a.on_the_fly): writable_place(states)
+    if not (a.plan or a.extract_only): check_writable(a.save_dir)
     if a.on_the_fly: return _train(_live(a, layers, device, sae_config), a, device, sae_config, train_config)
     if not a.train_only: layers = _extract(a, layers, device, states, sae_config)
     if not (a.plan or a.extract_only): _train(_stored(layers, states, a), a, device, sae_config, train_config)
@@ -142,8 +142,8 @@ def _model_and_layers(a: argparse.Namespace, layers: list[int] | None, device: s
 def _extract(a: argparse.Namespace, layers: list[int] | None, device: str, states: Path, sae_config: SAEConfig) -> list[int]:
     from sae_analysis.extractor import extract
     from sae_analysis.stores import plan
+    corpus = open_corpus(a.corpus, _downloads(a))   # a mistake in it is found before the model is loaded
     model, layers = _model_and_layers(a, layers, device, sae_config)
-    corpus = open_corpus(a.corpus, _downloads(a))
     if join_processes(device).first:
         planned = plan(model, corpus, layers, a.num_tokens, states, a.batch_size_extract)
         print(planned)
@@ -155,9 +155,10 @@ def _extract(a: argparse.Namespace, layers: list[int] | None, device: str, state
 
 def _live(a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig) -> list[Any]:
     from sae_analysis.live import live_stores
+    corpus = open_corpus(a.corpus, _downloads(a))
     model, layers = _model_and_layers(a, layers, device, sae_config)
     a.together = True   # one pass serves all layers
-    return list(live_stores(model, open_corpus(a.corpus, _downloads(a)), layers, a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict).values())
+    return list(live_stores(model, corpus, layers, a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict).values())
 
 # %% ../nbs/13_cli.ipynb #309048b0
 def stored_layers(states: Path) -> list[int]:
@@ -174,6 +175,7 @@ def _stored(layers: list[int] | None, states: Path, a: argparse.Namespace) -> li
     for layer, store in stores.items():
         if store.layer not in (None, layer): raise InputError(f"{store.path} says that it holds layer {store.layer}, not layer {layer}; rename it")
         store.layer = layer
+        if a.train_only and "shards" in store.manifest and "corpus_ended" not in store.manifest: log.warning("%s: its extraction is unfinished; training on the %s tokens that are there", store.path, f"{len(store):,}")
     return [store if a.train_only else store.head(a.num_tokens) for store in stores.values()]
 
 def _train(stores: list[Any], a: argparse.Namespace, device: str, sae_config: SAEConfig, train_config: TrainConfig) -> None:
@@ -255,7 +257,9 @@ def _run_sae_analysis(a: argparse.Namespace) -> None:
     if a.plan:
         for plan in plan_survey(survey): print(plan); plan.check()
         return
-    for path in _outputs(a, survey).values(): check_writable(Path(path).parent)
+    for path in _outputs(a, survey).values():
+        if Path(path).is_dir(): raise InputError(f"the output {path} is a folder; name a file")
+        check_writable(Path(path).parent)
     if a.record_prompts and "specific" not in survey.analyses: log.warning("--record-prompts records what specific analysis finds; with --analysis universal it does nothing")
     done, kept, models = [], [], len(survey.by_model())
     try:
@@ -271,7 +275,13 @@ def _run_sae_analysis(a: argparse.Namespace) -> None:
         raise
     for path in kept: path.unlink(missing_ok=True)
     for kind, path in _outputs(a, survey).items():
-        print({"universal": f"{len(tables[kind])} universal features in {path}", "specific": f"{len(tables[kind])} activations in {path}", "labels": f"{len(tables[kind])} comparisons of labels in {path}"}[kind])
+        print(_said_of(kind, tables[kind], path))
+
+def _said_of(kind: str, table: Any, path: str) -> str:
+    "One line on a table that was written."
+    if kind == "specific": return f"{len(table)} activations in {path}"
+    if kind == "labels": return f"{len(table)} comparisons of labels, {int((table.q < 0.05).sum())} of them with q < 0.05, in {path}"
+    return f"{len(table.drop_duplicates(['source', 'feature_id']))} universal features ({len(table)} rows, one for each token type) in {path}" + ("" if len(table) else "; lower --threshold or --activation-threshold to see more")
 
 def _outputs(a: argparse.Namespace, survey: Any) -> dict[str, str]:
     return {kind: path for kind, path in (("universal", a.universal_output), ("specific", a.specific_output), ("labels", a.labels_output)) if kind in survey.analyses}
@@ -404,7 +414,8 @@ def _store(a: argparse.Namespace) -> None:
     from sae_analysis.stores import damage, inventory, shard_folders, write_pt
     if a.action == "verify":
         if wrong := damage(a.path): raise InputError("\n  ".join([f"{len(wrong)} files are damaged; delete their layer's folder and extract it again", *wrong]))
-        print(f"{sum(len(folder.shards) for folder in shard_folders(a.path))} shards are whole")
+        unfinished = [folder.path.name for folder in shard_folders(a.path) if "corpus_ended" not in folder.manifest]
+        print(f"{sum(len(folder.shards) for folder in shard_folders(a.path))} shards are whole" + (f"; extraction is unfinished: {', '.join(unfinished)}" if unfinished else ""))
     elif a.action == "pt":
         for folder in shard_folders(a.path):
             if "layer" in folder.manifest: print(write_pt(open_store(folder.path), folder.path.with_suffix(".pt")))

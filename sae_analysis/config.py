@@ -121,7 +121,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
     try: settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error: raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except yaml.YAMLError as error: raise InputError(f"{path} is no YAML: {error}") from None
+    except yaml.YAMLError as error: raise InputError(f"{path} is no YAML: {str(error).replace('<unicode string>', str(path))}") from None
     if not isinstance(settings, dict): raise InputError(f"{path}: expected sections such as `sae:`, found {type(settings).__name__}")
     return settings
 
@@ -136,6 +136,9 @@ def load_config(path: str | Path | None = None) -> tuple[SAEConfig, TrainConfig]
     if path is None: return SAEConfig(), TrainConfig()
     settings = read_yaml(path)
     others = [str(name) for name in settings if name not in ("sae", "sae_training")]
+    for name in others:
+        if near := difflib.get_close_matches(name, ("sae", "sae_training"), n=1, cutoff=0.75): raise InputError(f"{path}: unknown section {name!r}; did you mean {near[0]}?")
+    if not settings: log.warning("%s holds no settings: the defaults are used", path)
     if others: log.info("%s: not ours, left alone: %s", path, ", ".join(others))
     unused = [key for key in ("threshold", "lambda_sparse") if key in (settings.get("sae") or {})]
     if unused and (settings["sae"].get("target_l0", SAEConfig.target_l0)) is not None:

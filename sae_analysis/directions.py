@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .activations import ActivationStore
 from .config import InputError
 from .models import LanguageModel
-from .sae import JumpReLUSAE
+from .sae import JumpReLUSAE, check_layer
 from .step import compute_dtype
 
 # %% auto #0
@@ -161,7 +161,7 @@ def lowest_twins(directions: Tensor,   # [n, d_model]
 def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
     "Where the features of `sae` fire on batches of rows `[rows, d_model]`."
     rows, tokens, features = 0, [], []
-    for x in batches:
+    for x in tqdm(batches, desc="where features fire", unit=" batches", delay=2, leave=False, disable=None):
         token, feature = (sae.encode(x.float().to(sae.W_enc.device)) > 0).nonzero(as_tuple=True)
         tokens.append(token.cpu() + rows); features.append(feature.cpu())
         rows += len(x)
@@ -186,6 +186,8 @@ def match_features(a: JumpReLUSAE, b: JumpReLUSAE,
     if rows is not None:
         if not isinstance(rows, (Tensor, tuple, ActivationStore)): rows = list(rows)
         of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 else (rows, rows)
+        for sae, of in ((a, of_a), (b, of_b)):
+            if isinstance(of, ActivationStore) and of.layer is not None: check_layer(sae, of.layer)
         fires_a, fires_b = firing_on(a, _batches(of_a)), firing_on(b, _batches(of_b))
         if fires_a.shape[0] != fires_b.shape[0]: raise InputError("the two SAEs were given different numbers of rows; they must be of the same tokens")
         ways["jaccard"] = (jaccard_neighbours, fires_a, fires_b)

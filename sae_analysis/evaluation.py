@@ -118,7 +118,7 @@ def evaluate(sae: JumpReLUSAE, model: LanguageModel,
                 add_losses(sums, model, sae, layer, ids, fine, batch.filling, mask)
                 add_losses(sums_outer, model, sae, layer, ids, real, batch.filling, mask)
             bar.update(batch.rows)
-    if not inner.rows: raise InputError("there is no text to evaluate on; give held-out documents that are not empty")
+    if not inner.rows: raise InputError("there is no text to evaluate on; give held-out documents that are not empty (the held-out part of a small corpus may have none: heldout_share=0.3 makes it larger)")
     return Quality({**_merge(inner, sums), "sinks": sinks}, {**_merge(outer, sums_outer), "sinks": 0}, inner.density, torch.cat(l0))
 
 # %% ../nbs/09_evaluation.ipynb #144b7466

@@ -5,7 +5,7 @@
 # %% ../nbs/10_explanations.ipynb #da59d75e
 from __future__ import annotations
 import csv, gzip, io, json, re, time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Protocol, Sequence
 import numpy as np
@@ -211,6 +211,7 @@ class Asked:
     ask: Callable[[str], str]    # from a prompt to an answer
     description: str
     at_once: int = 8             # excerpts in one prompt
+    unread: list[str] = field(default_factory=list, init=False, compare=False)   # answers that are neither numbers nor "none"
 
     QUESTIONS = {"detects": "Which of the numbered excerpts contain something that the description fits?",
                  "fits": "In each numbered excerpt some tokens are marked «like this». In which excerpts does the description fit the marked tokens?"}
@@ -223,6 +224,7 @@ class Asked:
             answer = self.ask(f"A feature of a language model is described as: {self.description}\n\n{self.QUESTIONS[question]} Answer with their numbers, separated by commas, or with: none.\n\n{listed}")
             if not isinstance(answer, str): raise InputError(f"the function that asks the language model gave {type(answer).__name__}; it must give its answer as a string")
             numbers = {int(number) for number in re.findall(r"\d+", answer)}
+            if not numbers and "none" not in answer.lower(): self.unread.append(answer)
             said += [number in numbers for number in range(1, len(part) + 1)]
         return said
 
@@ -231,6 +233,9 @@ class Asked:
         said = dict(zip(order.tolist(), self._answers(question, [excerpts[i] for i in order])))
         return [said[i] for i in range(len(excerpts))]
 
+    def judges(self, said: Sequence[bool]) -> bool:
+        if self.unread: log.warning("the language model did not say in which excerpts %r fits, but %r; the description is not judged", self.description, self.unread[0][:80])
+        return not self.unread   # a refusal is no answer
     def detects(self, excerpts: Sequence[Excerpt]) -> list[bool]: return self._mixed("detects", excerpts)
     def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]: return self._mixed("fits", excerpts)
 

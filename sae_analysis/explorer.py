@@ -209,6 +209,8 @@ class PromptExplorer(Explorer):
         self.model, self.text, self.chat, self.layer = model, text, chat, next(iter(self.saes))
         self.features = dict(features) if isinstance(features, Mapping) else {self.layer: features} if features is not None else {}
         model.check_layers(list(self.saes))
+        for layer, known in self.features.items():
+            if known.facts.get("layer") not in (None, layer): raise InputError(f"these features are of layer {known.facts['layer']}, not of layer {layer}; give features={{layer: features}}")
 
     def __repr__(self) -> str: return f"PromptExplorer({self.model.name}, layers {', '.join(map(str, self.saes))})"
 
@@ -286,6 +288,7 @@ class TrainingExplorer(Explorer):
     "Training curves, live and afterwards."
 
     def __init__(self, history: Any = None):   # a run of `train`, its history, or several; None: they come while training runs
+        if isinstance(history, (str, Path)): raise InputError("TrainingExplorer shows a history itself: sae_analysis.health.read_history(folder, layer) reads one")
         given = [] if history is None else [history] if isinstance(history, Mapping) or hasattr(history, "history") else list(history)
         self.histories = {number: getattr(each, "history", each) for number, each in enumerate(given)}   # while training runs, by layer
 
@@ -332,14 +335,15 @@ class PositionExplorer(Explorer):
     def __init__(self, tokenizer: Any, prompts: Sequence[Any], universal: Any = None, features: Features | None = None):   # `universal`: the table of `universal_features`
         if isinstance(prompts, str): raise InputError("prompts must be a list, of a single prompt too: [prompt]")
         if not len(prompts): raise InputError("there are no prompts to look at")
-        self.tokenizer, self.prompts, self.universal, self.features = tokenizer, list(prompts), universal, features
+        if universal is not None and not hasattr(universal, "num_prompts"): raise InputError(f"universal is the table of `universal_features` (pandas.read_csv reads one back); this is {type(universal).__name__}")
+        self.tokenizer, self.prompts, self.universal, self.features = tokenizer.tokenizer if isinstance(tokenizer, LanguageModel) else tokenizer, list(prompts), universal, features
 
     def __repr__(self) -> str: return f"PositionExplorer({len(self.prompts)} prompts)"
 
     def _universal_html(self, source: str, token: str) -> str:
         if self.universal is None: return ""
         part = self.universal[(self.universal.source == source) & (self.universal.token == token)].head(15)
-        columns = [c for c in ("feature_id", "activation_mean", "activation_max", "activation_min", "num_prompts", "chat_desc") if c in part and not (part[c].astype(str) == "").all()]
+        columns = [c for c in ("feature_id", "activation_mean", "activation_max", "activation_min", "num_prompts", "chat_desc") if c in part and not (part[c].isna() | (part[c].astype(str) == "")).all()]
         shown = part[columns]
         if self.features is not None: shown = shown.assign(label=[self.features.table.label[int(i)] for i in part.feature_id])
         if part.link.astype(str).str.len().any(): shown = shown.assign(link=part.link)
@@ -377,6 +381,7 @@ class LabelExplorer(Explorer):
     "What tells labels apart: the table of `compare_labels`."
 
     def __init__(self, compared: Any, features: Features | None = None):
+        if not hasattr(compared, "q"): raise InputError(f"LabelExplorer shows the table of `compare_labels` (pandas.read_csv reads one back); this is {type(compared).__name__}")
         if not len(compared): raise InputError("the comparison has no rows: no feature fires on any prompt")
         self.compared, self.features = compared, features
 

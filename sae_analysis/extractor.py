@@ -106,7 +106,7 @@ def extract(model: LanguageModel,
             strict: bool = False,                   # whether a corpus that ends too early is an error
             ) -> dict[int, ActivationStore]:
     "Writes the residual stream after each of `layers` to `out`, in one pass over `corpus`; goes on where a killed run was."
-    layers, out, processes = model.check_layers(layers), writable_place(out), join_processes(model.device.type, minutes=24*60)
+    layers, out, processes = model.check_layers([layers] if isinstance(layers, int) else layers), writable_place(out), join_processes(model.device.type, minutes=24*60)
     context = min(context_length or 1024, model.context_length)
     facts = run_facts(model, corpus, context, dtype)
     folders = processes.first_then_others(lambda: _open_folders(out, layers, facts, num_tokens))

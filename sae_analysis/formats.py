@@ -30,6 +30,7 @@ def format_of(path: str | Path) -> str:
     if len(found) > 1: raise InputError(f"{folder} holds SAEs of several formats ({', '.join(found)}); say which with format=")
     if found: return found[0]
     checkpoints = [file.name for file in folder.glob("*.pt")]
+    if checkpoints == ["sae.pt"]: return "sae_analysis"
     raise InputError(f"{folder} holds no SAE whose format is known here" + (f"; give one of its checkpoints: {', '.join(sorted(checkpoints)[:5])}" if checkpoints else
                      f"; looked for {', '.join(marks.values())}"))
 
@@ -134,13 +135,13 @@ def save_gemma_scope(sae: JumpReLUSAE, folder: str | Path) -> Path:
     return _write_notes(sae, Path(folder))
 
 # %% ../nbs/07_formats.ipynb #f9080136
-READERS: dict[str, Callable] = {"sae_analysis": load_checkpoint, "saelens": lambda path: from_pretrained(path if Path(path).is_dir() else Path(path).parent),
+READERS: dict[str, Callable] = {"sae_analysis": lambda path: load_checkpoint(Path(path)/"sae.pt" if Path(path).is_dir() else path), "saelens": lambda path: from_pretrained(path if Path(path).is_dir() else Path(path).parent),
                                 "dictionary_learning": lambda path: load_dictionary(path if Path(path).is_dir() else Path(path).parent), "sparsify": load_sparsify, "gemma_scope": load_gemma_scope}
 WRITERS: dict[str, Callable] = {"sae_analysis": lambda sae, out: save_checkpoint(sae, out if Path(out).suffix == ".pt" else Path(out)/"sae.pt"), "saelens": save_pretrained,
                                 "dictionary_learning": save_dictionary, "sparsify": save_sparsify, "gemma_scope": save_gemma_scope}
 
 def _known(name: str) -> str:
-    if name not in READERS: raise InputError(f"format {name!r} is not known; {closest(name, list(READERS))}. There are {', '.join(READERS)}")
+    if name not in READERS: raise InputError(f"format {name!r} is not known; there are {', '.join(READERS)}")
     return name
 
 # %% ../nbs/07_formats.ipynb #b1b1aea1
@@ -172,7 +173,7 @@ def convert(path: str | Path,
     path = Path(path)
     out = Path(out) if out is not None else path.parent/f"{path.name if path.is_dir() else path.stem}-{_known(to)}{'.pt' if to == 'sae_analysis' else ''}"
     sae = open_sae(path, format=format)
-    if out.exists() and (out.is_file() or any(out.iterdir())): raise InputError(f"{out} is there already; give another place with out=")
+    if out.exists() and (out.is_file() or any(out.iterdir())): raise InputError(f"{out} is there already; give another place (out=, or --out)")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:   # nothing wrong is ever left behind
         written = WRITERS[_known(to)](sae, Path(folder)/(out.name if out.suffix == ".pt" else "sae"))

@@ -204,7 +204,7 @@ def interpret(sae: JumpReLUSAE, model: LanguageModel,
     batches = partial(store_rows, source, norm_limit=limit) if isinstance(source, ActivationStore) else partial(text_rows, model, source, layer, context, norm_limit=limit, max_tokens=max_tokens)
     evidence = gather(sae, batches, config or EvidenceConfig(), max_tokens, f"interpreting layer {layer}", None if snapshot is None else Path(snapshot), facts)
     if evidence.held_tokens and not evidence.tokens: raise InputError("all documents are among those held out for testing descriptions; give more of them, or config=EvidenceConfig(held_out=0)")
-    if not evidence.tokens: raise InputError("there is no text to interpret features on; give a corpus or a list of texts that are not empty")
+    if not evidence.tokens: raise InputError("there is no text to interpret features on; give a corpus or a list of texts that are not empty (the held-out part of a small corpus may be: heldout_share=0.3 makes it larger)")
     near = cosine_neighbours(sae.W_dec.detach()) if sae.config.d_hidden > 1 else None
     twins = None if near is None else lowest_twins(sae.W_dec.detach(), near[1], evidence.cofiring(), TWIN)
     reading = Reading(evidence, TokenTexts(model), near, _effects(sae, model, logits), twins)

@@ -75,7 +75,8 @@ class Corpus:
 
 # %% ../nbs/01_loaders.ipynb #df973fee
 class TextCorpus(Corpus):
-    "Documents from a list of strings, or from a `.txt`, `.jsonl` or `.parquet` file, or a folder of `.txt` files."
+    "Documents from a list of strings, or from a `.txt`, `.jsonl` or `.parquet` file, or from all of these in a folder."
+    KINDS = (".txt", ".jsonl", ".parquet")
 
     def __init__(self, source: str | Path | Iterable[str],  # texts, or where they lie
                  column: str = "text",                      # the column or key that holds the text
@@ -83,19 +84,32 @@ class TextCorpus(Corpus):
         self.source = Path(source) if isinstance(source, (str, Path)) else [str(text) for text in source]
         self.column, self.heldout_share = column, heldout_share
         if isinstance(self.source, Path) and not self.source.exists():
-            raise InputError(f"there is no text at {self.source}; give a file, a folder of .txt files, or a list of strings")
+            raise InputError(f"there is no text at {self.source}; give a list of strings, or a {', '.join(self.KINDS)} file or a folder of them")
+        left = [file.name for file in self.files(all_kinds=True) if file.suffix not in self.KINDS] if isinstance(self.source, Path) and self.source.is_dir() else []
+        if left: log.warning("%s: files that are no %s are left out: %s", self.source, ", ".join(self.KINDS), ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else ""))
+
+    def files(self, all_kinds: bool = False) -> list[Path]:
+        "The files that are read, in order."
+        if not self.source.is_dir(): return [self.source]
+        return [file for file in sorted(self.source.rglob("*")) if file.is_file() and not file.name.startswith(".") and (all_kinds or file.suffix in self.KINDS)]
 
     def all_documents(self) -> Iterator[Document]:
         if isinstance(self.source, list):
             yield from (Document(f"text-{i}", text) for i, text in enumerate(self.source))
-        elif self.source.is_dir() or self.source.suffix == ".txt":
-            for file in sorted(self.source.rglob("*.txt")) if self.source.is_dir() else [self.source]:
-                text = file.read_text(encoding="utf-8", errors="replace")
-                if self.source.is_dir(): yield Document(str(file.relative_to(self.source)), text)
-                else: yield from (Document(f"{file.name}:{i}", part) for i, part in enumerate(re.split(r"\n\s*\n", text)) if part.strip())
         else:
-            for i, row in enumerate(read_table(self.source, [self.column])):
-                yield Document(f"{self.source.name}:{i}" if row.get("id") is None else str(row["id"]), row[self.column])
+            for file in self.files(): yield from self._documents_of(file, self._name_of(file))
+
+    def _name_of(self, file: Path) -> str: return str(file.relative_to(self.source)) if self.source.is_dir() else file.name
+
+    def _documents_of(self, file: Path, name: str) -> Iterator[Document]:
+        "A text file of a folder is one document; one by itself has a document in each paragraph; a table has one in each row."
+        if file.suffix != ".txt":
+            for i, row in enumerate(read_table(file, [self.column])): yield Document(f"{name}:{i}" if row.get("id") is None else str(row["id"]), row[self.column])
+            return
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if "\ufffd" in text: log.warning("%s is no UTF-8 text, or says that it was none before: what cannot be read stands as \ufffd", file)
+        if self.source.is_dir(): yield Document(name, text)
+        else: yield from (Document(f"{name}:{i}", part) for i, part in enumerate(re.split(r"\n\s*\n", text)) if part.strip())
 
     def description(self) -> dict[str, Any]:
         if isinstance(self.source, Path): return {"source": self.source.name, "column": self.column}
@@ -103,8 +117,7 @@ class TextCorpus(Corpus):
 
     def version(self) -> str:
         if isinstance(self.source, list): return ""
-        if not self.source.is_dir(): return files_version([(self.source.name, self.source)])
-        return files_version((str(f.relative_to(self.source)), f) for f in sorted(self.source.rglob("*.txt")))
+        return files_version((self._name_of(file), file) for file in self.files())
 
 # %% ../nbs/01_loaders.ipynb #118dbfc3
 def files_version(files: Iterable[tuple[str, Path]], read: int = 2**31) -> str:
@@ -215,7 +228,7 @@ class WikipediaCorpus(Corpus):
             raise InputError(f"Wikipedia has no edition {name!r}: {error}") from None
         except (OSError, RuntimeError) as error:
             raise InputError("cannot reach wikimedia/wikipedia on the Hugging Face Hub; give WikipediaCorpus(path='articles.parquet'), "
-                             f"or use DocsCorpus(), which needs no network ({type(error).__name__}: {error})") from error
+                             f"or use DocsCorpus(), which needs no network; on the command line, --corpus FILE or --corpus docs ({type(error).__name__}: {error})") from error
 
     def all_documents(self) -> Iterator[Document]:
         rows = read_table(self.path, ["id", "title", "text"]) if self.path is not None else patient(self.load()._stream)

@@ -71,6 +71,7 @@ def typical_activations(sae: JumpReLUSAE, model: LanguageModel, texts: Any, laye
 # %% ../nbs/11_steering.ipynb #b16163fe
 def steering(sae: JumpReLUSAE, layer: int, features: dict[int, float], typical: Tensor) -> list[Edit]:
     "Edits that add each feature, as many times its typical activation as `features` says; 0 removes it."
+    if not isinstance(features, dict): raise InputError(f"features are given with how many times they are added, such as {{20: 2.0}}, or 0 to remove them; found {features!r}")
     for feature in features:
         if not 0 <= feature < len(typical): raise InputError(f"feature {feature} is past the end of the SAE, which has {len(typical)} features")
         if features[feature] and torch.isnan(typical[feature]): raise InputError(f"feature {feature} has no typical activation: it was never active on the texts that were read; read more text, or other text")

@@ -127,7 +127,7 @@ class SurveyPlan:
         if main > self.memory_free: raise InputError(f"{self.name}: {size(main)} of main memory are needed, and {size(self.memory_free)} are free; analyse smaller SAEs, or on a machine with more")
 
     def __str__(self) -> str:
-        return (f"{self.name}: {self.sources} SAEs, {self.prompts} prompts\n  on {self.device:5s} {size(self.weights)} of weights and up to {size(self.working)} beside them" + _free(self.device_free)
+        return (f"{self.name}: {self.sources} SAE{'s'*(self.sources != 1)}, {self.prompts} prompts\n  on {self.device:5s} {size(self.weights)} of weights and up to {size(self.working)} beside them" + _free(self.device_free)
                 + f"\n  memory   {size(self.saes)} for the SAE that is looked at, {size(self.loading)} more while it is loaded" + _free(self.memory_free))
 
 def _free(count: float) -> str: return "" if count == float("inf") else f"; {size(count)} free"

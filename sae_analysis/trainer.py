@@ -288,6 +288,7 @@ def train(store: ActivationStore | str | Path,        # activations, or where th
           **more: Any                                 # `resume`, `save_seconds`, `watch` and others of `train_saes`
           ) -> TrainRun:
     "Trains a JumpReLU SAE; with `save_dir` writes `sae_layer_{L}_best.pt`, `_final.pt` and `_history.json`."
+    if isinstance(store, dict): raise InputError("give one layer's store, as in stores[2], or all that `extract` returned to train_saes")
     store = store if isinstance(store, ActivationStore) else open_store(store)
     return train_saes([store], sae_config, config, save_dir, device, **more)[store.layer]
 
