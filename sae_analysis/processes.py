@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_processes.ipynb #35bd599d
 from __future__ import annotations
-import os
+import atexit, os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Sequence
@@ -68,7 +68,9 @@ def join_processes(device: str = "cpu", minutes: float = 30) -> Processes:
     if world == 1: return Processes()
     import torch.distributed as distributed
     if "RANK" not in os.environ: raise InputError("WORLD_SIZE is set but RANK is not; start several processes with torchrun")
-    if not distributed.is_initialized(): distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=minutes))
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=minutes))
+        atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())   # its threads must not outlive the interpreter: now and then such a process aborts when its work is done
     return Processes(distributed.get_rank(), world)
 
 # %% ../nbs/00_processes.ipynb #52a8656a
