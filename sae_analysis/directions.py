@@ -119,14 +119,18 @@ class Firing:
             warnings.simplefilter("ignore", UserWarning)   # torch calls its sparse products young
             return torch.sparse.mm(left.coalesce(), other.by_token).coalesce()
 
+    def jaccard(self, other: "Firing", features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        "For pairs of the given features and the other's that fire together: places in `features`, the other's ids, on how many tokens, and Jaccard indices."
+        both = self.together(other, features)
+        (row, column), count = both.indices(), both.values()
+        return row, column, count, count/(self.count[features][row] + other.count[column] - count)
+
 # %% ../nbs/10_directions.ipynb #598328f3
 def jaccard_neighbours(firing: Firing, other: Firing | None = None, k: int = 5, smallest: int = 3, chunk: int = 2048) -> tuple[Tensor, Tensor]:
     "For each feature the `k` others that fire most with it: ids (-1 where there are fewer) and Jaccard indices, both `[features, k]`."
     right, ids, values = other or firing, [], []
     for features in torch.arange(firing.shape[1]).split(chunk):
-        both = firing.together(right, features)
-        (row, column), count = both.indices(), both.values()
-        share = count/(firing.count[features][row] + right.count[column] - count)
+        row, column, count, share = firing.jaccard(right, features)
         fit = (count >= smallest) & ((column != features[row]) if other is None else torch.ones_like(row, dtype=torch.bool))
         row, column, share = row[fit], column[fit], share[fit]
         order = torch.argsort(share, descending=True, stable=True)
@@ -149,8 +153,7 @@ def lowest_twins(directions: Tensor,   # [n, d_model]
     suspects = (cosine > above).any(1).nonzero().ravel()
     for some in suspects.split(max(1, elements//len(unit))):
         alike = (unit[some] @ unit.T > above).cpu()
-        (row, column), count = (both := firing.together(firing, some)).indices(), both.values()
-        share = count/(firing.count[some][row] + firing.count[column] - count)
+        row, column, count, share = firing.jaccard(firing, some)
         fit = (share > above) & (count >= smallest) & (column < some[row]) & alike[row, column]
         first = torch.full((len(some),), len(unit)).scatter_reduce(0, row[fit], column[fit], "amin")
         found[some] = torch.where(first < len(unit), first, -1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from .activations import ActivationStore, ShardFolder, open_store, pack_names
 from .config import DiskFull, InputError, TrainConfig, log, no_memory
-from .loaders import Corpus, Document, TextCorpus, as_documents
+from .loaders import Corpus, as_documents, fingerprint_of
 from .models import LanguageModel
 from .places import free_bytes, place, writable_place
 from .processes import Processes, join_processes
@@ -84,13 +84,9 @@ def shard_windows(model: LanguageModel, context: int) -> int:
     return max(1, min(32_768, 2**29//(model.d_model*model.n_layers))//context)
 
 # %% ../nbs/05_extractor.ipynb #ad95bb8d
-def _texts(documents: list[Document]) -> dict[str, Any]:
-    "What tells documents from others: their texts, and their names, which decide what is held out."
-    return {**TextCorpus([d.text for d in documents]).fingerprint(), "names": TextCorpus([d.id for d in documents]).fingerprint()["hash"]}
-
 def run_facts(model: LanguageModel, corpus: Any, context: int, dtype: torch.dtype) -> dict[str, Any]:
     "What must agree between all shards of a run."
-    text = corpus.fingerprint() if isinstance(corpus, Corpus) else _texts(list(as_documents(corpus)))
+    text = fingerprint_of(corpus if isinstance(corpus, Corpus) else list(as_documents(corpus)))
     return {"format": 1, "model": model.name, "revision": model.revision, "computed_in": str(model.dtype)[6:], "dtype": str(dtype)[6:],
             "d_model": model.d_model, "context_length": context, "shard_windows": shard_windows(model, context), "corpus": text}
 

@@ -19,7 +19,7 @@ from .batches import store_rows, text_rows
 from .contexts import ContextTable
 from .evidence import Evidence, EvidenceConfig, bin_edges, gather
 from .explanations import Asked, TokenTexts, Words, around_of, explain, read_descriptions, rule_of, test_description, token_table
-from .loaders import Corpus, Document, TextCorpus, as_documents
+from .loaders import Corpus, Document, as_documents, fingerprint_of
 from .models import LanguageModel
 from .sae import JumpReLUSAE, check_layer, load_sae
 
@@ -242,10 +242,8 @@ def _effects(sae: JumpReLUSAE, model: LanguageModel, wanted: bool | None) -> Any
 def _fingerprint(source: Any) -> tuple[Any, Any]:
     "The source, as something that can be read again, and what tells it from others."
     if isinstance(source, ActivationStore): return source, source.digest
-    if isinstance(source, Corpus): return source, source.fingerprint()
-    source = list(source)
-    documents = list(as_documents(source))
-    return source, [TextCorpus([d.text for d in documents]).fingerprint(), TextCorpus([d.id for d in documents]).fingerprint()]
+    if not isinstance(source, Corpus): source = list(as_documents(source))
+    return source, fingerprint_of(source)
 
 # %% ../nbs/10_interpreter.ipynb #56da0b6f
 def test_descriptions(features: Features, descriptions: dict[int, str] | str | Path,    # by feature, or a file of them

@@ -14,10 +14,10 @@ from .config import InputError, closest, hash_unit, log
 
 # %% auto #0
 __all__ = ['WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', 'DOCS_PACKAGES', 'DOCS_SKIPPED', 'ROLES', 'QUESTIONS', 'Document',
-           'Corpus', 'TextCorpus', 'files_version', 'read_table', 'as_documents', 'well_formed', 'wikipedia_date',
-           'patient', 'is_network', 'WikipediaCorpus', 'TruthfulQAExample', 'load_truthfulqa', 'module_files',
-           'opening', 'definition_documents', 'topic_documents', 'DocsCorpus', 'check_messages', 'Prompt',
-           'question_of', 'load_prompts']
+           'Corpus', 'TextCorpus', 'files_version', 'read_table', 'as_documents', 'fingerprint_of', 'well_formed',
+           'wikipedia_date', 'patient', 'is_network', 'WikipediaCorpus', 'TruthfulQAExample', 'load_truthfulqa',
+           'module_files', 'opening', 'definition_documents', 'topic_documents', 'DocsCorpus', 'check_messages',
+           'Prompt', 'question_of', 'load_prompts']
 
 # %% ../nbs/01_loaders.ipynb #a9c6372d
 @dataclass(frozen=True)
@@ -157,6 +157,11 @@ def as_documents(texts: Iterable[str | Document]) -> Iterator[Document]:
     for i, text in enumerate(texts):
         if not isinstance(text, (str, Document)): raise InputError(f"expected a corpus or a list of texts; number {i} is {type(text).__name__}, not a string")
         yield text if isinstance(text, Document) else Document(f"text-{i}", str(text))
+
+def fingerprint_of(source: Corpus | Sequence[Document]) -> dict[str, Any]:
+    "What tells a corpus, or documents, from others: texts, and the names that decide what is held out."
+    if isinstance(source, Corpus): return source.fingerprint()
+    return {**TextCorpus([d.text for d in source]).fingerprint(), "names": TextCorpus([d.id for d in source]).fingerprint()["hash"]}
 
 def well_formed(text: str) -> str:
     "The text with U+FFFD for halves of surrogate pairs, which cut JSON leaves behind and no tokenizer takes."
