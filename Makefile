@@ -44,6 +44,7 @@ test-browser: .venv/installed-dev   ## quickstart, explorers and report in Jupyt
 
 checks: .venv/installed-dev   ## notebooks and package in step, README fresh, docs buildable, wheel complete
 	$(BIN)/python .ci/checks.py sync order readme docs wheel
+	$(BIN)/python .ci/test_structure.py
 
 readme: .venv/installed-dev   ## write README.md from nbs/index.ipynb
 	$(BIN)/python .ci/checks.py write-readme

@@ -1,166 +1,346 @@
-"""Checks of the project as a whole: `python .ci/checks.py NAME...`; each prints what it found, and any failure ends with status 1."""
-import argparse, ast, os, re, subprocess, sys, tempfile, time
+"""Checks of the project as a whole.
+
+`python .ci/checks.py NAME...` runs the named checks. Each prints its result, and any failure
+ends with exit status 1.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
+
+from structure import check_structure
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+PACKAGE = ROOT / "sae_analysis"
+
+# What nearly every notebook imports, at a cost of seconds: done once, before the processes fork.
+PRELOADED = [
+    "nbdev.test",
+    "torch",
+    "pandas",
+    "matplotlib.pyplot",
+    "transformers.models.gpt2.modeling_gpt2",
+]
+# Seconds after which a notebook counts as hanging.
+TIME_LIMIT = 1200
+# The notebooks that take longest, as measured; they start first.
+LONGEST = [
+    "tutorials/training_guide",
+    "tutorials/quickstart",
+    "extractor/02_extraction",
+    "cli/01_extract_and_train",
+    "cli/02_run_sae_analysis",
+    "interpreter/00_evaluation",
+    "index",
+    "tutorials/chat_features",
+    "trainer/05_trainer",
+    "loaders/01_corpora",
+    "trainer/08_publish",
+    "cli/03_demo",
+    "extractor/03_live",
+    "analysis/05_steering",
+]
+DEVELOPMENT_TOOLS = ["nbdev", "fastcore", "execnb", "jupyterlab"]
 
 
 def run(*command: str, **kwargs) -> str:
-    "Runs a command at the root; its output, or an error that holds it."
-    done = subprocess.run(command, cwd=kwargs.pop("cwd", ROOT), capture_output=True, text=True, **kwargs)
-    if done.returncode: raise AssertionError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+    """Run a command at the root and return its output; a failure becomes an AssertionError."""
+    folder = kwargs.pop("cwd", ROOT)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, **kwargs)
+    if done.returncode:
+        output = (done.stdout + done.stderr)[-4000:]
+        raise AssertionError(f"{' '.join(command)} failed:\n{output}")
     return done.stdout
 
 
-IMPORTED = ["nbdev.test", "torch", "pandas", "matplotlib.pyplot", "transformers.models.gpt2.modeling_gpt2"]   # what nearly every notebook imports, seconds each time
-PATIENCE = 1200   # seconds after which a notebook hangs
-LONGEST = "training_guide quickstart 05_extractor 13_cli 09_evaluation index chat_features 01_loaders 08_trainer 12_publish 05_live 11_steering".split()   # as measured; they go first
+def git_status() -> str:
+    return run("git", "status", "--porcelain")
 
 
-def test_here(path: str, flags: str, said: str) -> None:
-    "nbdev_test of one notebook in this process; what is printed goes to the file `said`."
-    with open(said, "wb") as file: os.dup2(file.fileno(), 1); os.dup2(file.fileno(), 2)
+def notebook_paths() -> list[Path]:
+    """All notebooks below nbs/, without the copies that Jupyter keeps."""
+    found = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    return [path for path in found if ".ipynb_checkpoints" not in path.parts]
+
+
+def notebook_name(path: Path) -> str:
+    """The notebook's path below nbs/, without its suffix."""
+    return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
+# Notebooks as tests
+
+
+def run_notebook_here(path: str, flags: str, log_path: str) -> None:
+    """Test one notebook in this process; everything printed goes to the file at `log_path`."""
+    with open(log_path, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     from nbdev.test import nbdev_test
+
     os.chdir(ROOT)
     nbdev_test.__wrapped__(path=path, flags=flags, n_workers=0)
 
 
-def notebooks(flags: str = "") -> int:
-    "Every notebook under nbs/, two at a time, each in a process of its own; how many passed."
-    import concurrent.futures as futures, multiprocessing
-    found = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    if flags: found = [p for p in found if any(f"#| {flag}" in p.read_text(encoding="utf-8") for flag in flags.split())]
-    os.environ.update({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2)//2)), "TQDM_MININTERVAL": "60", "MPLBACKEND": "agg",
-                       "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"})   # what killed processes leave is tidied up without words
-    processes = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")   # each is forked from one that has done the imports
-    processes.set_forkserver_preload(IMPORTED)
-    folder = tempfile.TemporaryDirectory()
+def run_notebook(path: Path, flags: str, folder: str, processes) -> tuple[Path, float, str]:
+    """Test one notebook in a process of its own: path, seconds, and what went wrong."""
+    start = time.time()
+    log_path = Path(folder) / f"{notebook_name(path).replace('/', '-')}.txt"
+    arguments = (str(path), flags, str(log_path))
+    process = processes.Process(target=run_notebook_here, args=arguments)
+    process.start()
+    process.join(TIME_LIMIT)
+    outcome = f"exit status {process.exitcode}"
+    if process.is_alive():
+        process.kill()
+        process.join()
+        outcome = f"stopped after {TIME_LIMIT} s"
+    seconds = time.time() - start
+    if process.exitcode == 0:
+        return path, seconds, ""
+    printed = ""
+    if log_path.exists():
+        printed = log_path.read_text(encoding="utf-8", errors="replace")
+    return path, seconds, f"{outcome}\n{printed[-6000:]}"
 
-    def test(path: Path) -> tuple[Path, float, str]:
-        start, said = time.time(), Path(folder.name)/f"{path.stem}.txt"
-        process = processes.Process(target=test_here, args=(str(path), flags, str(said)))
-        process.start(); process.join(PATIENCE)
-        late = process.is_alive()
-        if late: process.kill(); process.join()
-        printed = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
-        return path, time.time() - start, f"{f'ended after {PATIENCE} s' if late else f'exit status {process.exitcode}'}\n{printed[-6000:]}" if process.exitcode else ""
 
-    longest_first = sorted(found, key=lambda p: LONGEST.index(p.stem) if p.stem in LONGEST else len(LONGEST))
+def notebooks_to_run(flags: str) -> list[Path]:
+    """The notebooks to test, longest first; with flags only those that have such cells."""
+    paths = notebook_paths()
+    if flags:
+        marks = [f"#| {flag}" for flag in flags.split()]
+        texts = {path: path.read_text(encoding="utf-8") for path in paths}
+        paths = [path for path in paths if any(mark in texts[path] for mark in marks)]
+    order = {name: number for number, name in enumerate(LONGEST)}
+    return sorted(paths, key=lambda path: order.get(notebook_name(path), len(order)))
+
+
+def test_notebooks(flags: str = "") -> int:
+    """Test every notebook, two at a time; returns how many passed."""
+    os.environ.update(
+        {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
+            "TQDM_MININTERVAL": "60",
+            "MPLBACKEND": "agg",
+            # Killed processes leave semaphores behind, which Python tidies up with a warning.
+            "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+        }
+    )
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    processes = multiprocessing.get_context(method)
+    processes.set_forkserver_preload(PRELOADED)
+    paths = notebooks_to_run(flags)
+    at_once = max(1, min(2, os.cpu_count() or 1))
     failed = 0
-    with folder, futures.ThreadPoolExecutor(max(1, min(2, os.cpu_count() or 1))) as pool:
-        for path, seconds, trouble in pool.map(test, longest_first):
-            print(f"{'FAILED' if trouble else 'ok':7}{path.relative_to(ROOT)} ({seconds:.0f} s)", flush=True)
-            if trouble: failed += 1; print(trouble)
-    if failed: raise AssertionError(f"{failed} of {len(found)} notebooks failed")
-    return len(found)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(at_once) as pool,
+    ):
+        results = pool.map(lambda path: run_notebook(path, flags, folder, processes), paths)
+        for path, seconds, trouble in results:
+            status = "FAILED" if trouble else "ok"
+            print(f"{status:7}{path.relative_to(ROOT)} ({seconds:.0f} s)", flush=True)
+            if trouble:
+                failed += 1
+                print(trouble)
+    if failed:
+        raise AssertionError(f"{failed} of {len(paths)} notebooks failed")
+    return len(paths)
 
 
-def status() -> str: return run("git", "status", "--porcelain")
+# Notebooks and package
 
 
-def sync() -> None:
-    "Notebooks are clean, and the package is what they export."
-    before = status()
-    run(str(BIN/"nbdev_clean")); run(str(BIN/"nbdev_export"))
-    assert status() == before, f"nbdev_clean and nbdev_export changed files; run them and commit:\n{run('git', 'diff', '--stat')}"
-    large = [p.name for p in (ROOT/"nbs").rglob("*.ipynb") if p.stat().st_size > 300_000]
+def check_sync() -> None:
+    """Notebooks are clean and small, and the package is what they export."""
+    before = git_status()
+    run(str(BIN / "nbdev_clean"))
+    run(str(BIN / "nbdev_export"))
+    if git_status() != before:
+        changed = run("git", "diff", "--stat")
+        raise AssertionError(f"nbdev_clean and nbdev_export changed files; commit them:\n{changed}")
+    large = [path.name for path in notebook_paths() if path.stat().st_size > 300_000]
     assert not large, f"notebooks over 300 KB: {large}"
 
 
-def order() -> None:
-    "Each module imports only modules whose notebooks come before its own, and none of the development tools."
-    numbers = {p.stem[3:]: p.stem for p in (ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")}
-    for name, number in numbers.items():
-        for node in ast.walk(ast.parse((ROOT/"sae_analysis"/f"{name}.py").read_text(encoding="utf-8"))):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for module in modules:
-                first, _, rest = module.partition(".")
-                assert first not in ("nbdev", "fastcore", "execnb", "ghapi", "jupyterlab"), f"{name} imports {module}, a development tool"
-                if first == "sae_analysis" and rest: assert numbers[rest] < number, f"{number} imports {numbers[rest]}: data flows one way"
+def check_order() -> None:
+    """Folders and modules import only what stands above them."""
+    problems = check_structure(PACKAGE, ROOT / "nbs")
+    assert not problems, "\n".join(problems)
+
+
+# The README
 
 
 def readme_text() -> str:
-    "README.md as nbs/index.ipynb gives it: its cells, without outputs."
-    import nbformat, pypandoc
-    notebook = nbformat.read(ROOT/"nbs"/"index.ipynb", as_version=4)
+    """README.md as nbs/index.ipynb gives it: its cells, without outputs."""
+    import nbformat
+    import pypandoc
+
+    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
-    text = pypandoc.convert_text(nbformat.writes(notebook), "gfm-raw_html", format="ipynb", extra_args=["--wrap=none"])
-    return "<!-- Written from nbs/index.ipynb by `make readme`; edit that. -->\n\n" + re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n")).strip() + "\n"
+        if cell.cell_type == "code":
+            cell.outputs = []
+            cell.execution_count = None
+    source = nbformat.writes(notebook)
+    options = ["--wrap=none"]
+    text = pypandoc.convert_text(source, "gfm-raw_html", format="ipynb", extra_args=options)
+    text = re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n")).strip()
+    return f"<!-- Written from nbs/index.ipynb by `make readme`; edit that. -->\n\n{text}\n"
 
 
-def readme() -> None:
-    "README.md is what index.ipynb gives."
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme_text(), "README.md is stale; run `make readme` and commit it"
+def check_readme() -> None:
+    """README.md is what index.ipynb gives."""
+    current = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert current == readme_text(), "README.md is stale; run `make readme` and commit it"
 
 
 def write_readme() -> None:
-    "Writes README.md."
-    (ROOT/"README.md").write_text(readme_text(), encoding="utf-8")
+    (ROOT / "README.md").write_text(readme_text(), encoding="utf-8")
 
 
-DOCS = """
-import json
+# The documentation
+
+PROCESS_DOCS = """
 from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
 from nbdev.doclinks import _build_modidx
 from nbdev.serve import proc_nbs
+
 if __name__ == "__main__":
-    refresh_quarto_yml(); _build_modidx(); nbdev_sidebar.__wrapped__()
+    refresh_quarto_yml()
+    _build_modidx()
+    nbdev_sidebar.__wrapped__()
     proc_nbs(n_workers=0, force=True)
 """
 
 
-def docs() -> None:
-    "The docs can be processed, every page is a valid notebook, and the sidebar names pages that exist."
-    import json, nbformat, yaml
-    before = status()
-    run(sys.executable, "-c", DOCS)
-    pages = sorted((ROOT/"_proc").rglob("*.ipynb"))
-    assert len(pages) == len([p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]), f"only {len(pages)} pages were processed"
+def validate_page(path: Path) -> None:
+    """A processed page is a valid notebook, apart from what nbdev adds on purpose."""
+    import nbformat
+
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell.pop("has_sd", None)
+        for output in cell.get("outputs", []):
+            is_result = output.get("output_type") == "execute_result"
+            if is_result and output.get("execution_count") is None:
+                output["execution_count"] = 0
+    nbformat.validate(nbformat.from_dict(notebook))
+
+
+def sidebar_pages() -> set[str]:
+    """The pages that the sidebar names."""
+    import yaml
+
+    text = (ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8")
+    pages = set()
+    for entry in yaml.safe_load(text)["website"]["sidebar"]["contents"]:
+        pages.update([entry] if isinstance(entry, str) else entry["contents"])
+    return pages
+
+
+def check_docs() -> None:
+    """The docs can be processed, pages are valid, and the sidebar names exactly the pages."""
+    before = git_status()
+    run(sys.executable, "-c", PROCESS_DOCS)
+    pages = sorted((ROOT / "_proc").rglob("*.ipynb"))
+    paths = notebook_paths()
+    assert len(pages) == len(paths), f"{len(pages)} of {len(paths)} pages were processed"
     for page in pages:
-        notebook = json.loads(page.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            cell.pop("has_sd", None)
-            for output in cell.get("outputs", []):
-                if output.get("output_type") == "execute_result" and output.get("execution_count") is None: output["execution_count"] = 0
-        nbformat.validate(nbformat.from_dict(notebook))
-    sidebar = yaml.safe_load((ROOT/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    named = {name for part in sidebar for name in ([part] if isinstance(part, str) else part["contents"])}
-    have = {str(p.relative_to(ROOT/"nbs")) for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
-    assert named == have, f"the sidebar and the notebooks differ: {sorted(named ^ have)}"
-    assert status() == before, "processing the docs changed tracked files"
+        validate_page(page)
+    existing = {f"{notebook_name(path)}.ipynb" for path in paths}
+    different = sorted(sidebar_pages() ^ existing)
+    assert not different, f"the sidebar and the notebooks differ: {different}"
+    assert git_status() == before, "processing the docs changed tracked files"
 
 
-def wheel() -> None:
-    "`python -m build` makes a wheel that imports from elsewhere, without development tools, and whose pocket model loads."
+# The wheel
+
+IMPORT_EVERYTHING = f"""
+import importlib, pkgutil, sys
+import sae_analysis
+
+assert "torch" not in sys.modules, "importing sae_analysis must not import torch"
+modules = [m.name for m in pkgutil.walk_packages(sae_analysis.__path__, "sae_analysis.")]
+modules = [name for name in modules if "._" not in name]
+for name in modules:
+    importlib.import_module(name)
+tools = [name for name in {DEVELOPMENT_TOOLS} if name in sys.modules]
+assert not tools, f"imported development tools: {{tools}}"
+from sae_analysis.models.language_model import load_model
+
+print(sae_analysis.__file__, load_model("pocket", "cpu"))
+print(len(modules))
+"""
+
+
+def check_wheel() -> None:
+    """The wheel has every module, imports without development tools, and loads its model."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder)/"source"
+        source = Path(folder) / "source"
         run("git", "clone", "-q", str(ROOT), str(source))
         run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, str(source))
         built = next(Path(folder).glob("*.whl"))
-        run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", f"{folder}/site", str(built))
-        script = ("import sys, importlib, pathlib; import sae_analysis; assert 'torch' not in sys.modules; "
-                  "[importlib.import_module('sae_analysis.' + p.stem) for p in pathlib.Path(sae_analysis.__file__).parent.glob('[a-z]*.py')]; "
-                  "bad = [m for m in ('nbdev', 'fastcore', 'execnb', 'jupyterlab') if m in sys.modules]; assert not bad, bad; "
-                  "from sae_analysis.models import load_model; print(sae_analysis.__file__, load_model('pocket', 'cpu'))")
-        said = run(sys.executable, "-c", script, cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}/site"})
-        assert f"{folder}/site" in said and "LanguageModel('pocket'" in said, said
+        site = f"{folder}/site"
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+        run(*pip, "--target", site, str(built))
+        environment = {**os.environ, "PYTHONPATH": site}
+        printed = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=folder, env=environment)
+        assert site in printed and "LanguageModel('pocket'" in printed, printed
+        imported = int(printed.split()[-1])
+        sources = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("_")]
+        folders = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
+        expected = len(sources) + len(folders)
+        assert imported == expected, f"the wheel has {imported} modules, the source {expected}"
 
 
-CHECKS = {"sync": sync, "order": order, "readme": readme, "docs": docs, "wheel": wheel}
+CHECKS = {
+    "sync": check_sync,
+    "order": check_order,
+    "readme": check_readme,
+    "docs": check_docs,
+    "wheel": check_wheel,
+}
 
-if __name__ == "__main__":
+
+def run_named(name: str, flags: str) -> int:
+    """Run one check, or all notebooks; returns how many things passed."""
+    if name == "notebooks":
+        return test_notebooks(flags)
+    if name == "write-readme":
+        write_readme()
+        return 0
+    CHECKS[name]()
+    print(f"ok     {name}", flush=True)
+    return 1
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+", choices=[*CHECKS, "notebooks", "write-readme"])
+    names = [*CHECKS, "notebooks", "write-readme"]
+    parser.add_argument("names", nargs="+", choices=names)
     parser.add_argument("--flags", default="", help="test flags of cells to run as well")
     arguments = parser.parse_args()
-    passed, failed = 0, 0
+    passed = 0
+    failed = 0
     for name in arguments.names:
         try:
-            if name == "write-readme": write_readme()
-            elif name == "notebooks": passed += notebooks(arguments.flags)
-            else: CHECKS[name](); passed += 1; print(f"ok     {name}", flush=True)
-        except AssertionError as error: failed += 1; print(f"FAILED {name}: {error}")
+            passed += run_named(name, arguments.flags)
+        except AssertionError as error:
+            failed += 1
+            print(f"FAILED {name}: {error}")
     print(f"\n{passed} passed, {failed} failed")
-    sys.exit(bool(failed))
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
