@@ -19,7 +19,7 @@ def make(folder: Path, d_hidden: int, prompts: int) -> None:
     from sae_analysis.saes.dictionary_learning import save_dictionary
     from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.models.language_model import load_model
-    from sae_analysis.saes.architectures import sae_from_weights as assemble
+    from sae_analysis.saes.weights import sae_from_weights as assemble
 
     torch.manual_seed(0)
     tokenizer = load_model("pocket", "cpu").tokenizer

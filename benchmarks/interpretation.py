@@ -10,7 +10,7 @@ from sae_analysis.interpreter.batches import rows_from_texts as text_rows
 from sae_analysis.core.config import SAEConfig
 from sae_analysis.interpreter.features import interpret
 from sae_analysis.models.language_model import fuse_gelu
-from sae_analysis.saes.architectures import JumpReLUSAE
+from sae_analysis.saes.jumprelu import JumpReLUSAE
 
 LAYER, L0 = 6, 75
 

@@ -80,7 +80,8 @@ def as_jumprelu(peer, store, scale: float, job: Job, norm_limit: float):
     """
     from sae_analysis.core.config import SAEConfig
     from sae_analysis.saes.dictionary_learning import from_dictionary
-    from sae_analysis.saes.architectures import fold_scale, JumpReLUSAE
+
+    from sae_analysis.saes.jumprelu import JumpReLUSAE
 
     if hasattr(peer, "sae"):  # SAELens, which subtracts b_dec from its input
         sae, lens = (
@@ -103,7 +104,7 @@ def as_jumprelu(peer, store, scale: float, job: Job, norm_limit: float):
     assert same.float().mean() > 0.98, (
         "a latent may tip over its threshold by rounding here and there, no more"
     )
-    raw = fold_scale(sae, scale)
+    raw = sae.fold(scale)
     raw.metadata.update(
         {
             "layer": job.layer,

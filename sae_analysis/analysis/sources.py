@@ -10,17 +10,20 @@ import torch
 from dataclasses import dataclass
 from torch import Tensor
 from typing import Any, Callable, Iterator, Sequence
-from ..core.devices import is_out_of_memory
 from ..core.errors import InputError, log
 from ..loaders.prompts import Prompt
-from ..models.chat import ChatPrompts, pad, token_positions
+from ..models.chat import ChatPrompts, token_positions
+from ..models.reading import pad_right, ResidualReader
 from ..models.language_model import LanguageModel
-from ..saes.architectures import check_layer, JumpReLUSAE, TopKSAE
+
+from ..saes.jumprelu import JumpReLUSAE
 from ..saes.families import Source
+from ..saes.sae import check_same_layer
+
 
 # %% auto #0
-__all__ = ['ShelvedSAE', 'opened_sae', 'LoadedSource', 'read_positions', 'latents_of', 'Activations', 'encode_chats',
-           'activations', 'join_tables']
+__all__ = ['ShelvedSAE', 'opened_sae', 'LoadedSource', 'read_positions', 'Activations', 'encode_chats', 'activations',
+           'join_tables']
 
 # %% ../../nbs/analysis/00_sources.ipynb #bf610936
 class ShelvedSAE:
@@ -45,6 +48,10 @@ class ShelvedSAE:
             self._sae = self.load()
         return self._sae
 
+    def check_layer(self, layer: int) -> None:
+        """Raises `InputError` when the SAE was trained on another layer than `layer`."""
+        check_same_layer(self.metadata, layer)
+
     def close(self) -> None:
         """Lets go of the weights."""
         self._sae = None
@@ -67,7 +74,7 @@ class LoadedSource:
 
     def __post_init__(self):
         self.model.check_layers([self.source.layer])
-        check_layer(self.sae, self.source.layer)
+        self.sae.check_layer(self.source.layer)
         if self.sae.config.d_model != self.model.d_model:
             raise InputError(
                 f"{self.name}: the SAE reads width {self.sae.config.d_model}, but {self.model.name}"
@@ -83,65 +90,49 @@ class LoadedSource:
 
 # %% ../../nbs/analysis/00_sources.ipynb #950653d5
 def read_positions(
-    model: LanguageModel, chats: ChatPrompts, layers: Sequence[int], batch_size: int = 8
+    model: LanguageModel,
+    chats: ChatPrompts,
+    layers: Sequence[int],
+    batch_size: int = 8,  # prompts in one forward pass
 ) -> dict[tuple[int, str], Tensor]:
-    """For each (layer, token type) the residual stream `[prompts, d_model]` at that type's
-    position.
-    """
+    """For each (layer, token type) the stream `[prompts, d_model]` at that type's position."""
     from tqdm.auto import tqdm
 
     layers = model.check_layers(layers)
-    found = {
-        (layer, kind): torch.empty(len(chats), model.d_model)
-        for layer in layers
-        for kind in chats.positions
-    }
-    # similar lengths together: little padding
-    order = sorted(range(len(chats)), key=lambda i: len(chats.input_ids[i]))
-    fill = (
-        model.tokenizer.pad_token_id
-        if model.tokenizer.pad_token_id is not None
-        else model.tokenizer.eos_token_id or 0
-    )
-    start = 0
-    with tqdm(total=len(order), desc=f"reading {model.name}", unit=" prompts", disable=None) as bar:
-        while start < len(order):
-            rows = torch.tensor(order[start : start + batch_size])
-            ids, mask = pad([chats.input_ids[i] for i in rows], fill)
-            try:
-                streams = model.residuals(ids, layers, mask)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or batch_size == 1:
-                    raise
-                batch_size //= 2
-                log.warning("out of memory: from here on %s prompts are read at a time", batch_size)
-                continue
-            for layer, hidden in streams.items():
-                for kind, positions in chats.positions.items():
-                    at = torch.tensor([positions[i] for i in rows], device=hidden.device)
-                    found[layer, kind][rows] = (
-                        hidden[torch.arange(len(rows), device=hidden.device), at].float().cpu()
-                    )
-            start += len(rows)
-            bar.update(len(rows))
-    return found
+    keys = [(layer, kind) for layer in layers for kind in chats.positions]
+    streams = {key: torch.empty(len(chats), model.d_model) for key in keys}
+    reader = ResidualReader(model, batch_size)
+    # Prompts of similar length are read together, so that little is padding.
+    by_length = sorted(range(len(chats)), key=lambda number: len(chats.input_ids[number]))
+    description = f"reading {model.name}"
+    with tqdm(total=len(chats), desc=description, unit=" prompts", disable=None) as bar:
+        for first in range(0, len(chats), batch_size):
+            numbers = by_length[first : first + batch_size]
+            rows = _read_prompts(reader, chats, numbers, layers)
+            for key in keys:
+                streams[key][numbers] = rows[key]
+            bar.update(len(numbers))
+    return streams
 
-# %% ../../nbs/analysis/00_sources.ipynb #4a92b6bc
-@torch.no_grad()
-def latents_of(sae: JumpReLUSAE, x: Tensor, ids: Sequence[int], device: Any = "cpu") -> Tensor:
-    """The given latents alone, `[rows, len(ids)]`, of rows `[rows, d_model]`.
 
-    Computed on `device`, wherever the SAE lies.
-    """
-    ids = torch.as_tensor(ids, dtype=torch.long)
-    # which are kept depends on all of them
-    if isinstance(sae, TopKSAE):
-        return sae.encode(x.to(sae.W_enc.device)).float().cpu()[:, ids]
-    W, b, threshold = (
-        p[..., ids.to(p.device)].to(device).float() for p in (sae.W_enc, sae.b_enc, sae.threshold)
-    )
-    z = x.to(device).float() @ W + b
-    return (z.relu() * (z > threshold)).cpu()
+def _read_prompts(
+    reader: ResidualReader, chats: ChatPrompts, numbers: list[int], layers: Sequence[int]
+) -> dict[tuple[int, str], Tensor]:
+    """The rows of some prompts at every token type's position, `[prompts, d_model]`."""
+    sequences = [chats.input_ids[number] for number in numbers]
+    input_ids, is_real = pad_right(sequences, reader.model.filling_id)
+    prompt = torch.arange(len(numbers))
+    at = {kind: torch.tensor(places)[numbers] for kind, places in chats.positions.items()}
+    keep = torch.zeros_like(is_real)
+    for positions in at.values():
+        keep[prompt, positions] = True
+    row_of = (keep.flatten().cumsum(0) - 1).view_as(keep)  # [prompts, positions]
+    rows = {}
+    for layer, kept in reader.read(input_ids, layers, keep, is_real).items():
+        kept = kept.float().cpu()  # [rows, d_model]
+        for kind, positions in at.items():
+            rows[layer, kind] = kept[row_of[prompt, positions]]
+    return rows
 
 # %% ../../nbs/analysis/00_sources.ipynb #c50f6b31
 @dataclass(frozen=True)
@@ -159,21 +150,17 @@ class Activations:
 
     def latents(self, ids: Sequence[int] | None = None) -> Tensor:
         """`[prompts, len(ids)]`, or all of them, `[prompts, d_hidden]`."""
-        return latents_of(
-            opened_sae(self.sae),
-            self.stream,
-            range(self.sae.config.d_hidden) if ids is None else ids,
-            self.device,
-        )
+        if ids is None:
+            ids = torch.arange(self.sae.config.d_hidden)
+        return opened_sae(self.sae).latents(self.stream, ids, self.device)
 
     def chunks(self, elements: int = 2**24) -> Iterator[tuple[Tensor, Tensor]]:
         """All latents in chunks: their ids, and `[prompts, len(ids)]`."""
-        if isinstance(opened_sae(self.sae), TopKSAE):
-            yield torch.arange(self.sae.config.d_hidden), self.latents()
-            return
-        for ids in torch.arange(self.sae.config.d_hidden).split(
-            max(256, elements // max(self.stream.shape))
-        ):
+        every = torch.arange(self.sae.config.d_hidden)
+        size = max(256, elements // max(self.stream.shape))
+        if not opened_sae(self.sae).latents_are_independent:
+            size = len(every)
+        for ids in every.split(size):
             yield ids, self.latents(ids)
 
 # %% ../../nbs/analysis/00_sources.ipynb #852a2418

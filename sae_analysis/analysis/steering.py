@@ -10,13 +10,22 @@ import torch
 from contextlib import contextmanager
 from dataclasses import dataclass
 from torch import Tensor
-from typing import Any, Iterator, Sequence
-from .sources import encode_chats, latents_of
+from typing import Any, Iterable, Iterator, Sequence
+from .sources import encode_chats
 from ..core.errors import InputError
 from ..loaders.prompts import Prompt
-from ..loaders.windows import kept_positions, pack_windows
+from ..loaders.windows import pack_windows
 from ..models.language_model import hidden_of, hooked, LanguageModel, with_hidden
-from ..saes.architectures import check_layer, JumpReLUSAE
+
+from ..saes.jumprelu import JumpReLUSAE
+from ..loaders.documents import Document
+from sae_analysis.models.reading import (
+    countable_positions,
+    ResidualReader,
+    within_norm_limit,
+)
+from ..saes.sae import SAE
+
 
 # %% auto #0
 __all__ = ['Edit', 'apply_edits', 'typical_activations', 'steering_edits', 'next_token_change', 'answers', 'compare_answers']
@@ -32,7 +41,7 @@ class Edit:
     amount: float | None = None  # activation to add at every position; None removes what is there
 
     def __post_init__(self):
-        check_layer(self.sae, self.layer)
+        self.sae.check_layer(self.layer)
         if not 0 <= self.feature < self.sae.config.d_hidden:
             raise InputError(
                 f"feature {self.feature} is past the end of the SAE, which has"
@@ -47,7 +56,7 @@ class Edit:
         if self.amount is not None:
             return hidden + (self.amount * row).to(hidden.dtype)
         # this latent alone
-        present = latents_of(self.sae, hidden.flatten(0, -2), [self.feature], hidden.device).to(
+        present = self.sae.latents(hidden.flatten(0, -2), [self.feature], hidden.device).to(
             hidden.device
         )
         return (hidden.float() - (present * row).view_as(hidden)).to(hidden.dtype)
@@ -76,40 +85,35 @@ def apply_edits(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[Languag
 # %% ../../nbs/analysis/05_steering.ipynb #fa01f7cd
 @torch.no_grad()
 def typical_activations(
-    sae: JumpReLUSAE,
+    sae: SAE,
     model: LanguageModel,
-    texts: Any,
+    texts: Iterable[str | Document],
     layer: int,
     max_tokens: int = 20_000,
-    context: int = 128,
+    context: int = 128,  # tokens in a window
 ) -> Tensor:
     """The mean activation of every feature over the rows on which it is active, `[d_hidden]`.
 
-    NaN for one that never is. As for evidence, position 0 of a window, special tokens and attention
-    sinks do not count.
+    NaN for a feature that never is. Position 0 of a window, special tokens and attention sinks do
+    not count, as everywhere.
     """
-    check_layer(sae, layer)
-    total, count = (
-        torch.zeros(sae.config.d_hidden, dtype=torch.float64),
-        torch.zeros(sae.config.d_hidden),
-    )
-    windows, read, limit = (
-        pack_windows(texts, model.tokenizer, min(context, model.context_length)),
-        0,
-        sae.metadata.get("norm_limit", float("inf")),
-    )
-    for window in windows:
-        if read >= max_tokens:
+    sae.check_layer(layer)
+    total = torch.zeros(sae.config.d_hidden, dtype=torch.float64)
+    count = torch.zeros(sae.config.d_hidden)
+    tokens = 0
+    reader = ResidualReader(model, batch_size=1)
+    for window in pack_windows(texts, model.tokenizer, min(context, model.context_length)):
+        if tokens >= max_tokens:
             break
-        ids = torch.tensor([window.input_ids])
-        hidden = model.residuals(ids, [layer])[layer][0].float().cpu()
-        keep = kept_positions(ids, torch.tensor([window.document]), model.special_ids())[0] & (
-            hidden.norm(dim=-1) <= limit
-        )
-        latents = sae.encode(hidden[keep].to(sae.W_enc.device)).float().cpu()
-        total += latents.double().sum(0)
-        count += (latents > 0).sum(0)
-        read += int(keep.sum())
+        input_ids = torch.tensor([window.input_ids])
+        is_text = torch.tensor([window.document]) >= 0
+        keep = countable_positions(input_ids, is_text, model.special_ids())
+        rows = reader.read(input_ids, [layer], keep)[layer].float().cpu()  # [rows, d_model]
+        rows = rows[within_norm_limit(rows, sae.norm_limit)]
+        f = sae.encode(rows.to(sae.W_enc.device)).float().cpu()  # [rows, d_hidden]
+        total += f.double().sum(0)
+        count += (f > 0).sum(0)
+        tokens += len(rows)
     return (total / count).float()
 
 # %% ../../nbs/analysis/05_steering.ipynb #b16163fe

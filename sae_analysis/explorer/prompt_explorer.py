@@ -7,71 +7,74 @@ from __future__ import annotations
 
 import html
 from typing import Any, Mapping, Sequence
+import numpy as np
+import pandas as pd
+import torch
 from ..core.errors import InputError
 from .explorer import _labelled, _list, Explorer, LIST_STYLE
 from .feature_html import feature_html
 from .html import visible_html, with_style
 from ..interpreter.features import Features
+from ..loaders.windows import boundary_tokens
+from ..models.chat import encode_rendered, render
 from ..models.language_model import LanguageModel
-from ..saes.architectures import check_layer, JumpReLUSAE
+from sae_analysis.models.reading import (
+    countable_positions,
+    ResidualReader,
+    within_norm_limit,
+)
+
+from ..saes.jumprelu import JumpReLUSAE
+from ..saes.sae import SAE
 
 # %% auto #0
 __all__ = ['PROMPT_STYLE', 'prompt_activations', 'prompt_html', 'PromptExplorer']
 
 # %% ../../nbs/explorer/07_prompt_explorer.ipynb #94fe441e
-def prompt_activations(
-    model: LanguageModel, saes: Mapping[int, JumpReLUSAE], text: str, chat: bool = False
-) -> tuple[list[str], Any]:
-    """The tokens of a text, and a DataFrame of what fires:
-
-    layer, position, feature_id, activation. Special tokens and position 0 of plain text, the
-    attention sink, are read but do not count.
-    """
-    import numpy as np
-    import pandas as pd
-    import torch
-    from sae_analysis.models.chat import encode_rendered, render
-    from sae_analysis.loaders.windows import boundary_tokens
-
-    separator, begin = boundary_tokens(model.tokenizer)
-    ids = (
-        encode_rendered(model.tokenizer, render(model.tokenizer, text))
-        if chat
-        else [*(begin or [separator]), *model.encode(text)]
-    )
+def _prompt_ids(model: LanguageModel, text: str, chat: bool) -> list[int]:
+    """Token ids of a text behind a separator, or of a chat message under the template."""
+    if chat:
+        ids = encode_rendered(model.tokenizer, render(model.tokenizer, text))
+    else:
+        separator, begin = boundary_tokens(model.tokenizer)
+        ids = [*(begin or [separator]), *model.encode(text)]
     if len(ids) > model.context_length:
         raise InputError(
             f"the text has {len(ids)} tokens, and {model.name} reads {model.context_length} at"
             " most; shorten it"
         )
+    return ids
+
+
+def prompt_activations(
+    model: LanguageModel,
+    saes: Mapping[int, SAE],  # by layer
+    text: str,
+    chat: bool = False,  # whether the text is a chat message
+) -> tuple[list[str], pd.DataFrame]:
+    """The tokens of a text, and what fires: layer, position, feature_id, activation.
+
+    Position 0, attention sinks, and special tokens do not count; in a chat the template's special
+    tokens do, since they are what one looks at there. Raises `InputError` for a text that is too long.
+    """
+    ids = _prompt_ids(model, text, chat)
     if not chat and len(ids) < 2:
         return [], pd.DataFrame({"layer": [], "position": [], "feature_id": [], "activation": []})
-    streams, parts, counted = (
-        model.residuals(torch.tensor([ids]), list(saes)),
-        [],
-        ~torch.isin(torch.tensor(ids), torch.tensor(sorted(model.special_ids()))),
-    )
-    # a template's tokens are what one looks at there
-    if chat:
-        counted[:] = True
-        counted[0] = False
+    input_ids = torch.tensor([ids])
+    everywhere = torch.ones_like(input_ids, dtype=torch.bool)
+    special_ids = set() if chat else model.special_ids()
+    countable = countable_positions(input_ids, everywhere, special_ids)[0]  # [positions]
+    streams = ResidualReader(model, batch_size=1).read(input_ids, list(saes), everywhere)
+    tables = []
     for layer, sae in saes.items():
-        latents = (
-            sae.encode(streams[layer][0].float().to(sae.W_enc.device)).detach().float().cpu()
-            * counted[:, None]
-        )
-        position, feature = latents.nonzero(as_tuple=True)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "layer": layer,
-                    "position": position.numpy(),
-                    "feature_id": feature.numpy(),
-                    "activation": latents[position, feature].numpy().astype(np.float64),
-                }
-            )
-        )
-    return model.token_text(ids), pd.concat(parts, ignore_index=True)
+        rows = streams[layer].float()  # [positions, d_model]
+        counted = countable & within_norm_limit(rows, sae.norm_limit)
+        f = sae.encode(rows.to(sae.W_enc.device)).detach().float().cpu() * counted[:, None]
+        position, feature = f.nonzero(as_tuple=True)
+        activation = f[position, feature].numpy().astype(np.float64)
+        columns = {"position": position.numpy(), "feature_id": feature.numpy()}
+        tables.append(pd.DataFrame({"layer": layer, **columns, "activation": activation}))
+    return model.token_text(ids), pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/explorer/07_prompt_explorer.ipynb #fbe8d554
 def prompt_html(
@@ -144,7 +147,7 @@ class PromptExplorer(Explorer):
         if None in self.saes:
             raise InputError("this SAE does not say which layer it belongs to; give {layer: sae}")
         for layer, sae in self.saes.items():
-            check_layer(sae, layer)
+            sae.check_layer(layer)
         self.model, self.text, self.chat, self.layer = model, text, chat, next(iter(self.saes))
         self.features = (
             dict(features)

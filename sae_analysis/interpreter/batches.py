@@ -16,12 +16,16 @@ from ..core.errors import InputError
 from ..extractor.store import ActivationStore
 from ..loaders.documents import as_documents, Document
 from ..loaders.windows import boundary_tokens, tokenized
-from ..models.chat import pad
+from sae_analysis.models.reading import (
+    countable_positions,
+    pad_right,
+    ResidualReader,
+    within_norm_limit,
+)
 from ..models.language_model import LanguageModel
-from ..saes.architectures import JumpReLUSAE, TopKSAE
 
 # %% auto #0
-__all__ = ['TextPiece', 'split_texts', 'piece_batches', 'RowBatch', 'rows_from_texts', 'rows_from_store', 'latent_chunks']
+__all__ = ['TextPiece', 'split_texts', 'piece_batches', 'RowBatch', 'rows_from_texts', 'rows_from_store']
 
 # %% ../../nbs/interpreter/01_batches.ipynb #55f25da6
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def rows_from_texts(
     max_tokens: int | None = None,
 ) -> Iterator[RowBatch]:
     """The rows of texts, each text by itself."""
-    special = torch.tensor(sorted(model.special_ids()), dtype=torch.long)
+    special_ids = model.special_ids()
+    reader = ResidualReader(model, batch_size=batch_tokens)  # a whole batch, unless memory runs out
     for batch in piece_batches(
         _until(max_tokens, split_texts(texts, model.tokenizer, min(context, model.context_length))),
         batch_tokens,
@@ -113,16 +118,13 @@ def rows_from_texts(
             continue
         if skip > -len(batch):
             raise InputError(_OTHER_BATCHES)
-        ids, mask = pad([piece.ids for piece in batch], int(special[0]) if len(special) else 0)
-        tokens = mask.bool()
-        tokens[:, 0] = False
-        hidden = model.residuals(ids, [layer], mask)[layer]
-        hidden = hidden[tokens.to(hidden.device)]
-        yield RowBatch(
-            batch,
-            hidden,
-            ~torch.isin(ids[tokens], special) & (hidden.float().norm(dim=-1) <= norm_limit).cpu(),
-        )
+        pad_id = min(special_ids, default=0)
+        input_ids, is_real = pad_right([piece.ids for piece in batch], pad_id)
+        is_token = is_real.clone()
+        is_token[:, 0] = False  # the separator in front
+        hidden = reader.read(input_ids, [layer], is_token, is_real)[layer]  # [rows, d_model]
+        countable = countable_positions(input_ids, is_real, special_ids)[is_token]  # [rows]
+        yield RowBatch(batch, hidden, countable & within_norm_limit(hidden, norm_limit))
 
 # %% ../../nbs/interpreter/01_batches.ipynb #d655ece9
 def _until(max_tokens: int | None, stream: Iterable[TextPiece]) -> Iterator[TextPiece]:
@@ -189,7 +191,7 @@ def rows_from_store(
         hidden = torch.zeros(len(counted), store.d_model)
         hidden[counted] = store.rows(np.arange(row, row + have)).float()
         row += have
-        yield RowBatch(batch, hidden, counted & (hidden.norm(dim=-1) <= norm_limit))
+        yield RowBatch(batch, hidden, counted & within_norm_limit(hidden, norm_limit))
 
 # %% ../../nbs/interpreter/01_batches.ipynb #1c7d35f1
 def _stretches(document: Tensor) -> Iterator[tuple[int, int]]:
@@ -198,26 +200,3 @@ def _stretches(document: Tensor) -> Iterator[tuple[int, int]]:
     for low, high in zip([0, *ends], ends):
         if document[low] >= 0:
             yield low, high
-
-# %% ../../nbs/interpreter/01_batches.ipynb #4e3241b0
-@torch.no_grad()
-def latent_chunks(
-    sae: JumpReLUSAE, x: Tensor, elements: int = 2**24
-) -> Iterator[tuple[int, Tensor]]:
-    """All latents of rows `[rows, d_model]` in chunks:
-
-    the number of the first, and `[latents, rows]`.
-    """
-    sae.check_width(x)
-    x, step = x.to(sae.W_enc.device).float(), max(64, elements // max(len(x), 1))
-    # which are kept depends on all of them
-    if isinstance(sae, TopKSAE):
-        whole = sae.encode(x).float().T
-    for first in range(0, sae.config.d_hidden, step):
-        part = slice(first, first + step)
-        if isinstance(sae, TopKSAE):
-            yield first, whole[part].contiguous()
-            continue
-        z = torch.addmm(sae.b_enc[part, None].float(), sae.W_enc[:, part].T.float(), x.T)
-        # a latent is never negative
-        yield first, torch.where(z > sae.threshold[part, None].clamp(min=0), z, 0.0)

@@ -16,7 +16,8 @@ from ..core.devices import compute_dtype
 from ..core.errors import InputError
 from ..extractor.store import ActivationStore
 from ..models.language_model import LanguageModel
-from ..saes.architectures import check_layer, JumpReLUSAE
+
+from ..saes.jumprelu import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['final_norm', 'through_final_norm', 'unembedding', 'LogitEffects', 'logit_effects', 'cosine_neighbours', 'Firing',
@@ -315,7 +316,7 @@ def match_features(
         of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 else (rows, rows)
         for sae, of in ((a, of_a), (b, of_b)):
             if isinstance(of, ActivationStore) and of.layer is not None:
-                check_layer(sae, of.layer)
+                sae.check_layer(of.layer)
         fires_a, fires_b = firing_on(a, _batches(of_a)), firing_on(b, _batches(of_b))
         if fires_a.shape[0] != fires_b.shape[0]:
             raise InputError(

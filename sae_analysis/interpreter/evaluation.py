@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 from dataclasses import dataclass
 from torch import Tensor
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 from ..core.config import TrainConfig
 from ..core.errors import InputError
 from ..loaders.documents import Document
 from ..loaders.windows import pack_windows, token_shards, TokenShard
 from ..models.language_model import LanguageModel
-from ..saes.architectures import check_layer, JumpReLUSAE
+from ..models.reading import padding_mask, ResidualReader, within_norm_limit
 from ..saes.reconstruction import Reconstruction
+from ..saes.sae import SAE
 
 # %% auto #0
 __all__ = ['heldout_batches', 'next_token_losses', 'LossSums', 'add_losses', 'Quality', 'evaluate', 'checklist']
@@ -36,14 +37,18 @@ def heldout_batches(
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #1a10c993
 @torch.no_grad()
-def next_token_losses(model: LanguageModel, ids: Tensor, logits: Tensor, filling: int) -> Tensor:
-    """Cross-entropy of each next token in nats, `[predictions]`; filled positions are left out."""
+def next_token_losses(
+    input_ids: Tensor,  # [sequences, positions]
+    logits: Tensor,  # [sequences, positions, vocabulary]
+    is_real: Tensor,  # [sequences, positions] False at padding
+) -> Tensor:
+    """Cross-entropy of each real next token in nats, `[predictions]`."""
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),
-        ids[:, 1:].to(logits.device).flatten(),
+        input_ids[:, 1:].to(logits.device).flatten(),
         reduction="none",
     )
-    return losses[: len(losses) - filling]
+    return losses[is_real[:, 1:].flatten().to(losses.device)]
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #f337a115
 @dataclass
@@ -56,6 +61,10 @@ class LossSums:
     zero: float = 0.0
     mean: float = 0.0
     kl: float = 0.0
+
+    def add(self, name: str, losses: Tensor) -> None:
+        """Adds the losses of a batch, `[predictions]`, to the sum called `name`."""
+        setattr(self, name, getattr(self, name) + losses.cpu().double().sum().item())
 
     def figures(self) -> dict[str, float]:
         n = self.predictions or float("nan")  # an encoder predicts no next token
@@ -79,42 +88,46 @@ class LossSums:
 def add_losses(
     sums: LossSums,
     model: LanguageModel,
-    sae: JumpReLUSAE,
+    sae: SAE,
     layer: int,
-    ids: Tensor,
-    where: Tensor,
-    filling: int,
-    mask: Tensor | None,
+    input_ids: Tensor,  # [sequences, positions]
+    replaced: Tensor,  # [sequences, positions] True where the stream is replaced
+    is_real: Tensor,  # [sequences, positions] False at padding
 ) -> None:
-    """Runs a batch four times, with the stream at `where` `[batch, position]` left alone, rebuilt,
-    zeroed and averaged.
-    """
-    where = where.to(model.device)[..., None]
+    """Adds a batch, run four times: with the stream left alone, rebuilt, zeroed and averaged."""
+    mask = padding_mask(model, is_real)
+    at = replaced.to(model.device)[..., None]  # [sequences, positions, 1]
 
-    def replaced(change: Any) -> Tensor:
-        return model.logits(
-            ids,
-            mask,
-            layer=layer,
-            edit=lambda hidden: torch.where(where, change(hidden).to(hidden.dtype), hidden),
-        )
+    def logits_with(change: Callable[[Tensor], Tensor]) -> Tensor:
+        def edit(hidden: Tensor) -> Tensor:
+            return torch.where(at, change(hidden).to(hidden.dtype), hidden)
 
-    clean, rebuilt = (
-        model.logits(ids, mask),
-        replaced(lambda h: sae(h.to(sae.W_enc.device)).to(h.device)),
-    )
-    average = replaced(lambda h: (h * where).sum((0, 1)) / where.sum() + torch.zeros_like(h))
-    for name, logits in (
-        ("clean", clean),
-        ("sae", rebuilt),
-        ("zero", replaced(torch.zeros_like)),
-        ("mean", average),
-    ):
-        losses = next_token_losses(model, ids, logits, filling)
-        setattr(sums, name, getattr(sums, name) + losses.cpu().double().sum().item())
-    p, q = (logits[:, :-1].float().log_softmax(-1).flatten(0, 1) for logits in (clean, rebuilt))
-    sums.kl += (p.exp() * (p - q)).sum(-1)[: len(losses)].cpu().double().sum().item()
-    sums.predictions += len(losses)
+        return model.logits(input_ids, mask, layer=layer, edit=edit)
+
+    def rebuilt(hidden: Tensor) -> Tensor:
+        return sae(hidden.to(sae.W_enc.device)).to(hidden.device)
+
+    def averaged(hidden: Tensor) -> Tensor:
+        mean = (hidden * at).sum((0, 1)) / at.sum()  # [d_model]
+        return mean + torch.zeros_like(hidden)
+
+    clean_logits = model.logits(input_ids, mask)
+    sae_logits = logits_with(rebuilt)
+    sums.add("clean", next_token_losses(input_ids, clean_logits, is_real))
+    sums.add("sae", next_token_losses(input_ids, sae_logits, is_real))
+    sums.add("zero", next_token_losses(input_ids, logits_with(torch.zeros_like), is_real))
+    sums.add("mean", next_token_losses(input_ids, logits_with(averaged), is_real))
+    is_predicted = is_real[:, 1:].flatten()
+    sums.kl += _divergence(clean_logits, sae_logits, is_predicted)
+    sums.predictions += int(is_predicted.sum())
+
+
+def _divergence(clean_logits: Tensor, sae_logits: Tensor, is_predicted: Tensor) -> float:
+    """The summed KL(clean || sae) of next-token distributions in nats."""
+    p = clean_logits[:, :-1].float().log_softmax(-1).flatten(0, 1)  # [predictions, vocabulary]
+    q = sae_logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
+    divergence = (p.exp() * (p - q)).sum(-1)  # [predictions]
+    return divergence[is_predicted.to(divergence.device)].cpu().double().sum().item()
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #e8d89bc1
 @dataclass(frozen=True)
@@ -148,83 +161,88 @@ class Quality:
     def _repr_html_(self) -> str:
         return self.table().to_html(float_format="{:.4g}".format)
 
-# %% ../../nbs/interpreter/00_evaluation.ipynb #7496d6da
-@torch.no_grad()
-def evaluate(
-    sae: JumpReLUSAE,
-    model: LanguageModel,
-    texts: Iterable[str | Document],  # held-out text, such as corpus.heldout()
-    layer: int,
-    num_tokens: int = 100_000,  # tokens for sparsity, error, dead latents
-    # tokens for the losses, which need four whole passes
-    loss_tokens: int = 20_000,
-    batch_size: int = 8,
-    context_length: int | None = None,  # tokens in a window; None: as in training
-) -> Quality:
-    """Measures an SAE on text it was not trained on."""
-    from tqdm.auto import tqdm
+# %% ../../nbs/interpreter/00_evaluation.ipynb #144b7466
+class _Measured:
+    """Running figures of an SAE at one choice of positions."""
 
-    check_layer(sae, layer)
-    inner, outer = (Reconstruction(sae.config.d_model, sae.config.d_hidden) for _ in range(2))
-    sums, sums_outer, l0, sinks, limit = (
-        LossSums(),
-        LossSums(),
-        [],
-        0,
-        sae.metadata.get("norm_limit", float("inf")),
-    )
-    device, context = sae.W_enc.device, context_length or sae.metadata.get("context_length", 1024)
-    with tqdm(
-        total=num_tokens,
-        desc=f"evaluating layer {layer}",
-        unit=" tokens",
-        unit_scale=True,
-        disable=None,
-    ) as bar:
-        for batch in heldout_batches(model, texts, num_tokens, batch_size, context):
-            ids = batch.input_ids.long()
-            real = torch.ones_like(batch.kept)
-            if batch.filling:
-                real[-1, real.shape[1] - batch.filling :] = False
-            mask = real.long() if batch.filling else None
-            hidden = model.residuals(ids, [layer], mask)[layer].to(device)
-            fine = batch.kept & (hidden.float().norm(dim=-1) <= limit).cpu()
-            sinks += int((batch.kept & ~fine).sum())
-            for figures, where in ((inner, fine), (outer, real)):
-                x = hidden[where.to(device)].float()
-                latents = sae.encode(x)
-                figures.update(x, latents, sae.decode(latents))
-                if figures is inner:
-                    l0.append((latents > 0).sum(-1).cpu())
-            if model.causal and sums.predictions < loss_tokens:
-                add_losses(sums, model, sae, layer, ids, fine, batch.filling, mask)
-                add_losses(sums_outer, model, sae, layer, ids, real, batch.filling, mask)
-            bar.update(batch.rows)
-    if not inner.rows:
+    def __init__(self, sae: SAE):
+        self.sae = sae
+        self.rebuilt = Reconstruction(sae.config.d_model, sae.config.d_hidden)
+        self.losses = LossSums()
+        self.l0_per_token: list[Tensor] = []  # of each batch, [rows]
+
+    def update(self, rows: Tensor) -> None:
+        """Adds rows `[rows, d_model]`."""
+        x = rows.to(self.sae.W_enc.device).float()
+        f = self.sae.encode(x)  # [rows, d_hidden]
+        self.rebuilt.update(x, f, self.sae.decode(f))
+        self.l0_per_token.append((f > 0).sum(-1).cpu())
+
+    def figures(self) -> dict[str, float]:
+        """All figures; `recon_loss` is the squared error where predicting zero scores 1."""
+        figures = self.rebuilt.figures()
+        mse = figures.pop("mse")
+        recon_loss = mse / figures.pop("mean_square")
+        rows, l0 = figures.pop("rows"), figures.pop("l0")
+        return {"rows": rows, "l0": l0, "recon_loss": recon_loss, **figures, **self.losses.figures()}
+
+# %% ../../nbs/interpreter/00_evaluation.ipynb #7496d6da
+def _check_text(rows: int) -> None:
+    """Raises `InputError` when there was nothing to measure on."""
+    if not rows:
         raise InputError(
             "there is no text to evaluate on; give held-out documents that are not empty (the"
             " held-out part of a small corpus may have none: heldout_share=0.3 makes it larger)"
         )
-    return Quality(
-        {**_merge(inner, sums), "sinks": sinks},
-        {**_merge(outer, sums_outer), "sinks": 0},
-        inner.density,
-        torch.cat(l0),
-    )
 
-# %% ../../nbs/interpreter/00_evaluation.ipynb #144b7466
-def _merge(rebuilt: Reconstruction, sums: LossSums) -> dict[str, float]:
-    f = rebuilt.figures()
-    return {
-        "rows": f["rows"],
-        "l0": f["l0"],
-        "recon_loss": f["mse"] / f["mean_square"],
-        "fvu": f["fvu"],
-        "explained_variance": f["explained_variance"],
-        "dead": f["dead"],
-        "dense": f["dense"],
-        **sums.figures(),
-    }
+
+@torch.no_grad()
+def evaluate(
+    sae: SAE,
+    model: LanguageModel,
+    texts: Iterable[str | Document],  # held-out text, such as corpus.heldout()
+    layer: int,
+    num_tokens: int = 100_000,  # tokens for sparsity, error, dead latents
+    loss_tokens: int = 20_000,  # tokens for the losses, which need four whole passes
+    batch_size: int = 8,  # windows in one forward pass
+    context_length: int | None = None,  # tokens in a window; None: as in training
+) -> Quality:
+    """Measures an SAE on text it was not trained on.
+
+    Raises `InputError` when the SAE belongs to another layer, or when there is no text.
+    """
+    from tqdm.auto import tqdm
+
+    sae.check_layer(layer)
+    inner = _Measured(sae)
+    everywhere = _Measured(sae)
+    sinks = 0
+    reader = ResidualReader(model, batch_size)
+    context = context_length or sae.context_length
+    description = f"evaluating layer {layer}"
+    with tqdm(
+        total=num_tokens, desc=description, unit=" tokens", unit_scale=True, disable=None
+    ) as bar:
+        for shard in heldout_batches(model, texts, num_tokens, batch_size, context):
+            input_ids = shard.input_ids.long()
+            is_real = shard.is_real
+            rows = reader.read(input_ids, [layer], is_real, is_real)[layer]  # [rows, d_model]
+            counted = shard.kept.clone()
+            counted[is_real] &= within_norm_limit(rows, sae.norm_limit)
+            sinks += int((shard.kept & ~counted).sum())
+            inner.update(rows[counted[is_real].to(rows.device)])
+            everywhere.update(rows)
+            if model.causal and inner.losses.predictions < loss_tokens:
+                add_losses(inner.losses, model, sae, layer, input_ids, counted, is_real)
+                add_losses(everywhere.losses, model, sae, layer, input_ids, is_real, is_real)
+            bar.update(shard.rows)
+    _check_text(inner.rebuilt.rows)
+    return Quality(
+        {**inner.figures(), "sinks": sinks},
+        {**everywhere.figures(), "sinks": 0},
+        inner.rebuilt.density,
+        torch.cat(inner.l0_per_token),
+    )
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #99681cef
 def checklist(

@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterable
 from ..core.errors import InputError, log
 from ..core.files import save_tensors
 from ..core.statistics import hash_fraction
-from .batches import latent_chunks, RowBatch, TextPiece
+from .batches import RowBatch, TextPiece
 from sae_analysis.interpreter.contexts import (
     best_of_groups,
     ContextTable,
@@ -23,7 +23,7 @@ from sae_analysis.interpreter.contexts import (
     pseudo_random,
 )
 from .directions import Firing
-from ..saes.architectures import JumpReLUSAE
+from ..saes.jumprelu import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['BINS', 'LOWEST', 'ARRAYS', 'NUMBERS', 'TABLES', 'PAIRS', 'EvidenceConfig', 'bin_edges', 'bin_of', 'Evidence',
@@ -117,7 +117,7 @@ class Evidence:
         taken = self._draw_pool(b)
         firing = [
             self._add(b, first, latents * b.counted.to(latents), taken)
-            for first, latents in latent_chunks(sae, rows.hidden)
+            for first, latents in sae.latent_chunks(rows.hidden)
         ]
         self.firing = torch.cat([self.firing, *firing], dim=1)
         self.rows += len(rows.ids)

@@ -39,7 +39,8 @@ from .token_stats import context_at, token_stats, TokenTexts
 from ..loaders.corpora import fingerprint_of
 from ..loaders.documents import as_documents, Corpus, Document
 from ..models.language_model import LanguageModel
-from ..saes.architectures import check_layer, JumpReLUSAE
+
+from ..saes.jumprelu import JumpReLUSAE
 from ..saes.formats import load_sae
 
 # %% auto #0
@@ -530,7 +531,7 @@ def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) 
     """
     if not isinstance(layer, int):
         raise InputError(f"layer is {layer!r}; it must be a whole number")
-    check_layer(sae, layer)
+    sae.check_layer(layer)
     if isinstance(source, ActivationStore):
         if source.layer not in (None, layer):
             raise InputError(f"{source.path} holds layer {source.layer}, not layer {layer}")
@@ -727,7 +728,7 @@ def analyze_sae(
     `result[feature_id]` is one feature. When it was killed, the same call goes on.
     """
     sae = load_sae(sae_checkpoint_path, str(model_wrapper.device))
-    check_layer(sae, layer_idx)
+    sae.check_layer(layer_idx)
     folder = check_writable(save_dir)
     snapshot = folder / f"layer_{layer_idx}_interpretations.partial.safetensors"
     features = interpret(sae, model_wrapper, texts, layer_idx, snapshot=snapshot)

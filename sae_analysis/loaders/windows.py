@@ -120,6 +120,14 @@ class TokenShard:
     last: bool  # whether the run ends with it
 
     @property
+    def is_real(self) -> Tensor:
+        """False where the last window is filled up, `[windows, context]`."""
+        is_real = torch.ones_like(self.kept, dtype=torch.bool)
+        if self.filling:
+            is_real[-1, is_real.shape[1] - self.filling :] = False
+        return is_real
+
+    @property
     def rows(self) -> int:
         return int(self.kept.sum())
 

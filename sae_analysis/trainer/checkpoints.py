@@ -16,7 +16,7 @@ from torch import Tensor
 from typing import Any
 from ..core.errors import InputError, log
 from ..core.files import atomic_path, write_json
-from ..saes.architectures import JumpReLUSAE
+from ..saes.jumprelu import JumpReLUSAE
 from ..saes.native import load_checkpoint, save_checkpoint
 from .normalizer import Normalizer
 from .step import restore, stepper_state

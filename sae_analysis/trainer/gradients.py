@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from typing import Any
-from ..saes.architectures import JumpReLUSAE
+from ..saes.jumprelu import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['GradientSums', 'Workspace', 'dense_pass', 'entries_above', 'nonzero_indices', 'sparse_pass', 'segment_starts',

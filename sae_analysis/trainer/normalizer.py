@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from dataclasses import dataclass
 from torch import Tensor
-from ..saes.architectures import fold_scale, JumpReLUSAE
+
+from ..saes.jumprelu import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['Normalizer']
@@ -55,7 +56,7 @@ class Normalizer:
                 "threshold": sae.threshold * size,
             }
         )
-        raw = fold_scale(turned, self.scale)
+        raw = turned.fold(self.scale)
         raw.b_enc -= self.mean @ raw.W_enc
         raw.b_dec += self.mean
         return raw

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from ..core.errors import InputError, is_network_error
 from ..core.files import write_text
-from ..saes.architectures import JumpReLUSAE, TopKSAE
+from ..saes.jumprelu import JumpReLUSAE
+from ..saes.topk import TopKSAE
 from ..saes.formats import open_sae
 from ..saes.saelens import save_pretrained
 from .curves import plot_l0, plot_loss

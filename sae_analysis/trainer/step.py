@@ -13,7 +13,7 @@ from typing import Any
 from ..core.config import SAEConfig, TrainConfig
 from ..core.devices import compute_dtype, is_out_of_memory
 from ..core.errors import log
-from ..saes.architectures import JumpReLUSAE
+from ..saes.jumprelu import JumpReLUSAE
 from sae_analysis.trainer.gradients import (
     add_revival_gradient,
     dense_pass,

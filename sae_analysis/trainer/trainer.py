@@ -20,7 +20,7 @@ from ..core.files import check_writable
 from ..core.processes import join_processes, Processes, rank_device
 from ..extractor.shuffling import batch_indices
 from ..extractor.store import ActivationStore, open_store
-from ..saes.architectures import JumpReLUSAE
+from ..saes.jumprelu import JumpReLUSAE
 from ..saes.reconstruction import Reconstruction
 from .checkpoints import identity_digest, run_identity, RunFiles, TrainRun
 from .gradients import GradientSums
