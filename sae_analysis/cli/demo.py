@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Sequence
 from .command import Parser
 from .run_sae_analysis import _run_sae_analysis, run_sae_analysis_parser
-from ..core.config import SAEConfig, TrainConfig
+from ..core.config import ExtractConfig, SAEConfig, TrainConfig
 from ..core.devices import pick_device, seed_everything
 from ..core.files import check_writable, write_text
 
@@ -103,12 +103,12 @@ def _demo_states(model: Any, corpus: Any, a: argparse.Namespace, folder: Path) -
     Those of an earlier demo are used again, or replaced when the model or the documentation has
     changed since.
     """
-    import torch
     from sae_analysis.extractor.store import ShardFolder
-    from sae_analysis.extractor.extraction import extract, layer_folder, run_facts
+    from sae_analysis.extractor.extraction import extract, layer_folder, run_identity
 
     earlier = ShardFolder(layer_folder(folder, a.layer)).manifest
-    now = json.loads(json.dumps(run_facts(model, corpus, model.context_length, torch.bfloat16)))
+    config = ExtractConfig(num_tokens=a.num_tokens, context_length=model.context_length)
+    now = json.loads(json.dumps(run_identity(model, corpus, config)))
     if earlier and any(
         earlier.get(key) != value for key, value in now.items() if key != "shard_windows"
     ):

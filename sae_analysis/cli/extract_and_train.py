@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Sequence
 from .command import parse_layers, Parser, run_command
-from ..core.config import load_config, SAEConfig, sets_key, TrainConfig
+from ..core.config import ExtractConfig, load_config, SAEConfig, sets_key, TrainConfig
 from ..core.devices import pick_device, seed_everything
 from ..core.errors import InputError, log
 from ..core.files import check_writable
@@ -220,19 +220,26 @@ def _extract(
     corpus = open_corpus(a.corpus, _downloads(a))
     model, layers = _model_and_layers(a, layers, device, sae_config)
     if join_processes(device).first:
-        planned = plan_extraction(model, corpus, layers, a.num_tokens, states, a.batch_size_extract)
+        planned = plan_extraction(model, corpus, layers, out=states, config=_extract_config(a))
         print(planned)
         planned.check()
     if a.plan:
         return layers
     stores = extract(
-        model, corpus, layers, a.num_tokens, states, a.batch_size_extract, strict=a.strict
+        model, corpus, layers, out=states, config=_extract_config(a)
     )
     for store in stores.values():
         print(store)
     return layers
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #0d416a9c
+def _extract_config(a: argparse.Namespace) -> ExtractConfig:
+    """The settings of extraction that the flags give."""
+    return ExtractConfig(
+        num_tokens=a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict
+    )
+
+
 def _live(
     a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig
 ) -> list[Any]:
@@ -243,7 +250,7 @@ def _live(
     a.together = True  # one pass serves all layers
     return list(
         live_stores(
-            model, corpus, layers, a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict
+            model, corpus, layers, config=_extract_config(a)
         ).values()
     )
 

@@ -13,7 +13,7 @@ from itertools import islice
 from torch import Tensor
 from typing import Any, Iterable, Iterator
 from ..core.errors import InputError
-from ..extractor.store import ActivationStore
+from ..extractor.store import RowStore
 from ..loaders.documents import as_documents, Document
 from ..loaders.windows import boundary_tokens, tokenized
 from sae_analysis.models.reading import (
@@ -146,7 +146,7 @@ _OTHER_BATCHES = (
 
 # %% ../../nbs/interpreter/01_batches.ipynb #15998a2a
 def rows_from_store(
-    store: ActivationStore,
+    store: RowStore,
     batch_tokens: int = 4096,
     norm_limit: float = float("inf"),
     skip: int = 0,

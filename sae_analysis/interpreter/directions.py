@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from typing import Any, Iterable, Iterator, Sequence
 from ..core.devices import compute_dtype
 from ..core.errors import InputError
-from ..extractor.store import ActivationStore
+from ..extractor.store import RowStore
 from ..models.language_model import LanguageModel
 
 from ..saes.jumprelu import JumpReLUSAE
@@ -277,7 +277,7 @@ def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
 # %% ../../nbs/interpreter/03_directions.ipynb #fdffc717
 def _batches(rows: Any, size: int = 4096) -> Iterator[Tensor]:
     """Rows in batches, from a store, a tensor, or batches."""
-    if isinstance(rows, ActivationStore):
+    if isinstance(rows, RowStore):
         yield from (
             rows.rows(ids) for ids in np.array_split(np.arange(len(rows)), -(-len(rows) // size))
         )
@@ -311,11 +311,11 @@ def match_features(
         "cosine": (cosine_neighbours, a.W_dec, b.W_dec.to(a.W_dec.device))
     }
     if rows is not None:
-        if not isinstance(rows, (Tensor, tuple, ActivationStore)):
+        if not isinstance(rows, (Tensor, tuple, RowStore)):
             rows = list(rows)
         of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 else (rows, rows)
         for sae, of in ((a, of_a), (b, of_b)):
-            if isinstance(of, ActivationStore) and of.layer is not None:
+            if isinstance(of, RowStore) and of.layer is not None:
                 sae.check_layer(of.layer)
         fires_a, fires_b = firing_on(a, _batches(of_a)), firing_on(b, _batches(of_b))
         if fires_a.shape[0] != fires_b.shape[0]:

@@ -12,7 +12,8 @@ from typing import Any, Callable, Iterable, Iterator
 from ..core.config import TrainConfig
 from ..core.errors import InputError
 from ..loaders.documents import Document
-from ..loaders.windows import pack_windows, token_shards, TokenShard
+from ..loaders.windows import pack_windows
+from ..models.shards import token_shards, TokenShard
 from ..models.language_model import LanguageModel
 from ..models.reading import padding_mask, ResidualReader, within_norm_limit
 from ..saes.reconstruction import Reconstruction

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from typing import Any, Callable, Iterable, Iterator, Sequence
 from ..core.errors import InputError, log
 from ..core.files import atomic_path, check_writable
-from ..extractor.store import ActivationStore
+from ..extractor.store import RowStore
 from .batches import rows_from_store, rows_from_texts
 from .contexts import ContextTable
 from sae_analysis.interpreter.descriptions import (
@@ -426,7 +426,7 @@ def interpret(
     sae: JumpReLUSAE,
     model: LanguageModel,
     # texts, or the activations of a layer in a store: then the model is not run
-    source: Iterable[str | Document] | ActivationStore,
+    source: Iterable[str | Document] | RowStore,
     layer: int | None = None,  # None: the store's
     config: EvidenceConfig | None = None,  # how much evidence is kept
     max_tokens: int | None = None,  # None: all there are
@@ -436,7 +436,7 @@ def interpret(
     snapshot: str | Path | None = None,  # a file from which a killed pass goes on
 ) -> Features:
     """Evidence for every feature of `sae` from one pass over `source`."""
-    layer = source.layer if layer is None and isinstance(source, ActivationStore) else layer
+    layer = source.layer if layer is None and isinstance(source, RowStore) else layer
     if layer is None:
         raise InputError("say which layer's residual stream the texts are to be read at: layer=...")
     if max_tokens is not None and max_tokens < 1:
@@ -470,7 +470,7 @@ def interpret(
     )
     batches = (
         partial(rows_from_store, source, norm_limit=limit)
-        if isinstance(source, ActivationStore)
+        if isinstance(source, RowStore)
         else partial(
             rows_from_texts, model, source, layer, context, norm_limit=limit, max_tokens=max_tokens
         )
@@ -532,7 +532,7 @@ def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) 
     if not isinstance(layer, int):
         raise InputError(f"layer is {layer!r}; it must be a whole number")
     sae.check_layer(layer)
-    if isinstance(source, ActivationStore):
+    if isinstance(source, RowStore):
         if source.layer not in (None, layer):
             raise InputError(f"{source.path} holds layer {source.layer}, not layer {layer}")
         made_by = source.manifest.get("model") or model.name
@@ -541,7 +541,7 @@ def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) 
                 f"{source.path} holds activations of {made_by!r}, not of {model.name!r}; its tokens"
                 " would be misread"
             )
-    width = source.d_model if isinstance(source, ActivationStore) else model.d_model
+    width = source.d_model if isinstance(source, RowStore) else model.d_model
     if sae.config.d_model != width:
         raise InputError(
             f"the SAE reads width {sae.config.d_model}, but {getattr(source, 'path', model.name)}"
@@ -582,7 +582,7 @@ def _effects(sae: JumpReLUSAE, model: LanguageModel, wanted: bool | None) -> Any
 # %% ../../nbs/interpreter/09_features.ipynb #9ac57a3c
 def _fingerprint(source: Any) -> tuple[Any, Any]:
     """The source, as something that can be read again, and what tells it from others."""
-    if isinstance(source, ActivationStore):
+    if isinstance(source, RowStore):
         return source, source.digest
     if not isinstance(source, Corpus):
         source = list(as_documents(source))

@@ -9,7 +9,7 @@ import numpy as np
 from dataclasses import dataclass
 from ..core.config import TrainConfig
 from ..core.errors import InputError
-from ..extractor.store import ActivationStore
+from ..extractor.store import RowStore
 
 # %% auto #0
 __all__ = ['MAX_VALIDATION_ROWS', 'RowSplit', 'spread_rows', 'split_rows']
@@ -44,7 +44,7 @@ def spread_rows(rows: np.ndarray, count: int, run: int = 512) -> np.ndarray:
     return rows[np.unique((begins[:, None] + np.arange(run)).ravel())]
 
 # %% ../../nbs/trainer/00_split.ipynb #3efbee22
-def split_rows(store: ActivationStore, config: TrainConfig) -> RowSplit:
+def split_rows(store: RowStore, config: TrainConfig) -> RowSplit:
     """Training and validation rows of a store, and the one number that normalises them."""
     held = store.in_validation(config.validation)
     train, validation = np.flatnonzero(~held), np.flatnonzero(held)

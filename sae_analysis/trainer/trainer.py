@@ -19,7 +19,7 @@ from ..core.errors import InputError, log
 from ..core.files import check_writable
 from ..core.processes import join_processes, Processes, rank_device
 from ..extractor.shuffling import batch_indices
-from ..extractor.store import ActivationStore, open_store
+from ..extractor.store import RowStore, open_store
 from ..saes.jumprelu import JumpReLUSAE
 from ..saes.reconstruction import Reconstruction
 from .checkpoints import identity_digest, run_identity, RunFiles, TrainRun
@@ -36,7 +36,7 @@ __all__ = ['validate', 'match_target_l0', 'Trainer', 'warn_if_undertrained', 'ad
 @torch.no_grad()
 def validate(
     sae: JumpReLUSAE,
-    store: ActivationStore,
+    store: RowStore,
     rows: RowSplit,
     normalizer: Normalizer,
     batch: int = 4096,
@@ -85,7 +85,7 @@ class Trainer:
 
     def __init__(
         self,
-        store: ActivationStore,
+        store: RowStore,
         sae_config: SAEConfig,
         config: TrainConfig,
         device: str | None = None,
@@ -528,10 +528,10 @@ def _show(
 # %% ../../nbs/trainer/05_trainer.ipynb #31e90002
 def select_stores(
     stores: dict[int, Any] | Sequence[Any], layers: Sequence[int] | None
-) -> list[ActivationStore]:
+) -> list[RowStore]:
     """The stores of the given layers, in order."""
     stores = [
-        store if isinstance(store, ActivationStore) else open_store(store)
+        store if isinstance(store, RowStore) else open_store(store)
         for store in (stores.values() if isinstance(stores, dict) else stores)
     ]
     by_layer = {store.layer: store for store in stores}
@@ -583,7 +583,7 @@ def tensorboard_watcher(folder: str | Path) -> Callable[[dict[str, Any]], None]:
 
 # %% ../../nbs/trainer/05_trainer.ipynb #f8f9b07a
 def train(
-    store: ActivationStore | str | Path,  # activations, or where they lie
+    store: RowStore | str | Path,  # activations, or where they lie
     sae_config: SAEConfig | None = None,  # None: the guide's, at the store's width
     config: TrainConfig | None = None,
     # where checkpoints and history go; None keeps them in memory
@@ -600,7 +600,7 @@ def train(
         raise InputError(
             "give one layer's store, as in stores[2], or all that `extract` returned to train_saes"
         )
-    store = store if isinstance(store, ActivationStore) else open_store(store)
+    store = store if isinstance(store, RowStore) else open_store(store)
     return train_saes([store], sae_config, config, save_dir, device, **more)[store.layer]
 
 # %% ../../nbs/trainer/05_trainer.ipynb #4fab4ae0
