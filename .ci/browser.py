@@ -329,7 +329,7 @@ from sae_analysis.analysis.labels import compare_labels
 from sae_analysis.loaders.docs import DocsCorpus
 from sae_analysis.loaders.prompts import Prompt
 from sae_analysis.models.language_model import load_model
-from sae_analysis.trainer.trainer import train
+from sae_analysis.trainer.runs import train
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 model, folder = load_model("pocket"), tempfile.mkdtemp()
 texts = [document.text for document in islice(DocsCorpus(["json", "random", "tqdm"]), 120)] + [f"{HOSTILE} and {HOSTILE}"]*20

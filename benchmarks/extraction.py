@@ -234,7 +234,7 @@ def accuracy(folder: str, tokens: int) -> dict[str, float]:
     from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.models.language_model import load_model
     from sae_analysis.saes.reconstruction import Reconstruction
-    from sae_analysis.trainer.trainer import train
+    from sae_analysis.trainer.runs import train
 
     stores = {
         str(dtype)[6:]: extract(

@@ -90,7 +90,7 @@ def measure(mix: str, trainer: str, rate: float | None, seed: int, rows: int) ->
     torch.set_num_threads(1)
     from sae_analysis.extractor.store import ActivationStore
     from sae_analysis.core.config import SAEConfig, TrainConfig
-    from sae_analysis.trainer.trainer import train
+    from sae_analysis.trainer.runs import train
 
     os.environ["TQDM_DISABLE"] = "1"
     truth = Truth.make(mix, seed)

@@ -42,7 +42,7 @@ def trained(job: Job):
     from sae_analysis.extractor.store import open_store
     from sae_analysis.core.config import SAEConfig, TrainConfig
     from sae_analysis.trainer.split import split_rows as choose_rows
-    from sae_analysis.trainer.trainer import train
+    from sae_analysis.trainer.runs import train
 
     store = open_store(Path(job.folder) / f"layer_{job.layer}_states").head(job.tokens)
     config = TrainConfig(epochs=1, batch_size=BATCH, seed=job.seed)
@@ -51,7 +51,7 @@ def trained(job: Job):
             store, SAEConfig(d_model=store.d_model, d_hidden=D_HIDDEN, target_l0=job.target), config
         ).final
     rows = choose_rows(store, config)
-    used = rows.fine(rows.train)
+    used = rows.without_sinks(rows.train)
     # its bandwidth of 0.001 is meant for rows of length one, as its own loader gives
     unit = job.trainer == "dictionary_learning JumpReLU"
     scale = rows.scale * (store.d_model**0.5 if unit else 1)

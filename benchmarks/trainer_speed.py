@@ -102,7 +102,7 @@ def contest(
     return table, {
         "l0": l0,
         "sparse": stepper.sparse,
-        "near": stepper.facts["near"],
+        "near": stepper.progress.near,
         "encoder product (ms)": {k: 1000 * v for k, v in product.items()},
         "share of our step that is one encoder product": (
             product[str(stepper.dtype)[6:]] / seconds["ours"]

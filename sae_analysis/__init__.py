@@ -33,7 +33,7 @@ _HOME = {
     "trainer.curves": ["live_plot"],
     "trainer.health": ["health"],
     "trainer.publish": ["push_to_hub"],
-    "trainer.trainer": ["train", "train_sae_for_layer", "train_saes"],
+    "trainer.runs": ["train", "train_sae_for_layer", "train_saes"],
     "interpreter.directions": ["match_features"],
     "interpreter.evaluation": ["checklist", "evaluate"],
     "interpreter.evidence": ["EvidenceConfig"],
@@ -113,7 +113,7 @@ if _TYPE_CHECKING:  # for type checkers and editors: the same names, imported pl
     from .trainer.curves import live_plot as live_plot
     from .trainer.health import health as health
     from .trainer.publish import push_to_hub as push_to_hub
-    from .trainer.trainer import (
+    from .trainer.runs import (
         train as train,
         train_sae_for_layer as train_sae_for_layer,
         train_saes as train_saes,

@@ -20,7 +20,6 @@ from ..saes.jumprelu import JumpReLUSAE
 from ..saes.families import Source
 from ..saes.sae import check_same_layer
 
-
 # %% auto #0
 __all__ = ['ShelvedSAE', 'opened_sae', 'LoadedSource', 'read_positions', 'Activations', 'encode_chats', 'activations',
            'join_tables']

@@ -26,7 +26,6 @@ from sae_analysis.models.reading import (
 )
 from ..saes.sae import SAE
 
-
 # %% auto #0
 __all__ = ['Edit', 'apply_edits', 'typical_activations', 'steering_edits', 'next_token_change', 'answers', 'compare_answers']
 

@@ -64,7 +64,7 @@ def _demo(a: argparse.Namespace) -> None:
     from sae_analysis.interpreter.features import interpret
     from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.models.language_model import load_model
-    from sae_analysis.trainer.trainer import train
+    from sae_analysis.trainer.runs import train
 
     out, device = check_writable(a.out), pick_device(a.device)
     seed_everything(0)

@@ -225,9 +225,7 @@ def _extract(
         planned.check()
     if a.plan:
         return layers
-    stores = extract(
-        model, corpus, layers, out=states, config=_extract_config(a)
-    )
+    stores = extract(model, corpus, layers, out=states, config=_extract_config(a))
     for store in stores.values():
         print(store)
     return layers
@@ -235,9 +233,7 @@ def _extract(
 # %% ../../nbs/cli/01_extract_and_train.ipynb #0d416a9c
 def _extract_config(a: argparse.Namespace) -> ExtractConfig:
     """The settings of extraction that the flags give."""
-    return ExtractConfig(
-        num_tokens=a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict
-    )
+    return ExtractConfig(num_tokens=a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict)
 
 
 def _live(
@@ -248,11 +244,7 @@ def _live(
     corpus = open_corpus(a.corpus, _downloads(a))
     model, layers = _model_and_layers(a, layers, device, sae_config)
     a.together = True  # one pass serves all layers
-    return list(
-        live_stores(
-            model, corpus, layers, config=_extract_config(a)
-        ).values()
-    )
+    return list(live_stores(model, corpus, layers, config=_extract_config(a)).values())
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #309048b0
 def stored_layers(states: Path) -> list[int]:
@@ -301,7 +293,7 @@ def _train(
     train_config: TrainConfig,
 ) -> None:
     from sae_analysis.trainer.health import health
-    from sae_analysis.trainer.trainer import train_saes
+    from sae_analysis.trainer.runs import train_saes
 
     seed_everything(train_config.seed)
     fitting = (

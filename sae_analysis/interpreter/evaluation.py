@@ -185,7 +185,13 @@ class _Measured:
         mse = figures.pop("mse")
         recon_loss = mse / figures.pop("mean_square")
         rows, l0 = figures.pop("rows"), figures.pop("l0")
-        return {"rows": rows, "l0": l0, "recon_loss": recon_loss, **figures, **self.losses.figures()}
+        return {
+            "rows": rows,
+            "l0": l0,
+            "recon_loss": recon_loss,
+            **figures,
+            **self.losses.figures(),
+        }
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #7496d6da
 def _check_text(rows: int) -> None:

@@ -44,7 +44,8 @@ class SAE(nn.Module):
     def __init__(
         self,
         config: SAEConfig,
-        metadata: dict[str, Any] | None = None,  # what it was trained on: model, layer, norm_limit, ...
+        metadata: dict[str, Any]
+        | None = None,  # what it was trained on: model, layer, norm_limit, ...
     ):
         super().__init__()
         self.config = config
@@ -170,7 +171,9 @@ class SAE(nn.Module):
         check_same_layer(self.metadata, layer)
 
     def __repr__(self) -> str:
-        known = [f", {key} {self.metadata[key]}" for key in ("model", "layer") if key in self.metadata]
+        known = [
+            f", {key} {self.metadata[key]}" for key in ("model", "layer") if key in self.metadata
+        ]
         options = {key: value for key, value in self.settings().items() if key != "architecture"}
         listed = "".join(f"{key}={value}, " for key, value in options.items())
         shape = f"{self.config.d_model} -> {self.config.d_hidden}"
