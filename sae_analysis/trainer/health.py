@@ -6,191 +6,293 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
 from ..core.errors import InputError
-from .checkpoints import read_snapshot, snapshots, TrainRun
+from .checkpoints import TrainRun, read_snapshot, snapshots
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% auto #0
-__all__ = ['read_history', 'health_checks', 'health']
+__all__ = ['NEEDED_KEYS', 'CHECKS', 'read_history', 'RunNumbers', 'HealthCheck', 'health_checks', 'health']
 
 # %% ../../nbs/trainer/08_health.ipynb #07ec0914
 def read_history(save_dir: str | Path, layer: int) -> dict[str, Any]:
-    """The newest history that a run has written to `save_dir`, also while it is under way."""
-    if Path(save_dir).is_file():
-        raise InputError(f"{save_dir} is a file; give the folder that it lies in, and the layer")
-    folder, name = Path(save_dir), f"sae_layer_{layer}"
-    for path in snapshots(folder / "training", name):  # one may be replaced while it is read
+    """Read the newest history that a run has written to `save_dir`, even while it is training.
+
+    Raises `InputError` if the folder holds no run of this layer, or its history is damaged.
+    """
+    folder = Path(save_dir)
+    if folder.is_file():
+        raise InputError(f"{save_dir} is a file; give the folder that contains it, and the layer")
+    name = f"sae_layer_{layer}"
+    for path in snapshots(folder / "training", name):
         try:
             return read_snapshot(path)[1]["history"]
-        except InputError:
+        except InputError:  # replaced while it was being read
             continue
+    return _read_history_file(folder, name, layer)
+
+
+def _read_history_file(folder: Path, name: str, layer: int) -> dict[str, Any]:
+    path = folder / f"{name}_history.json"
     try:
-        return {
-            key: value
-            for key, value in json.loads(
-                (folder / f"{name}_history.json").read_text(encoding="utf-8")
-            ).items()
-            if key != "finished"
-        }
+        history = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(
             f"{folder} holds no training of layer {layer}; give the folder that train was given as"
             " save_dir"
         ) from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{folder}/{name}_history.json is damaged: {error}") from None
+        raise InputError(f"{path} is damaged: {error}") from None
+    history.pop("finished", None)
+    return history
+
+# %% ../../nbs/trainer/08_health.ipynb #b43b6de6
+NEEDED_KEYS = {"rows", "settings", "target_l0", "bandwidth", "curve"}
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """The numbers of a history that the checks look at."""
+
+    history: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not NEEDED_KEYS <= self.history.keys():
+            raise InputError(
+                "this history was written by an older version and lacks what health needs; train"
+                " again"
+            )
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether an epoch has ended, so that there are validation figures."""
+        return bool(self.history.get("l0"))
+
+    @property
+    def epochs(self) -> int:
+        return len(self.history["recon_loss"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.history["settings"]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        return self.history["rows"]
+
+    @property
+    def training_l0(self) -> float:
+        """L0 in training: the mean of the last 20 points of the curve."""
+        recent = self.history["curve"]["l0"][-20:]
+        return sum(recent) / max(1, len(recent))
+
+    def last(self, key: str) -> float:
+        """The value at the end of the last epoch."""
+        return self.history[key][-1]
+
+    @property
+    def leave_rate_unset(self) -> str:
+        """Advice for a learning rate that was set by hand; empty if it was not."""
+        if self.settings.get("learning_rate") is None:
+            return ""
+        return "leave sae_training.learning_rate unset, or "
+
+    @property
+    def lower_rate(self) -> str:
+        """Advice for a learning rate that is too high."""
+        if self.settings.get("learning_rate") is not None:
+            return "lower sae_training.learning_rate"
+        highest = max(self.history["curve"]["learning_rate"])
+        return f"set sae_training.learning_rate below {highest:.1g}"
 
 # %% ../../nbs/trainer/08_health.ipynb #4ec42766
-def health_checks(h: dict[str, Any]) -> list[tuple[str, str, str, bool, str]]:
-    """Check, measured, wanted, whether it is well, and what to do, from a history."""
-    if not {"rows", "settings", "target_l0", "bandwidth", "curve"} <= h.keys():
-        raise InputError(
-            "this history was written by an older version and does not say what health needs; train"
-            " again"
-        )
-    rows, settings = h["rows"], h["settings"]
-    if not h.get("l0"):
-        l0 = sum(h["curve"]["l0"][-20:]) / max(1, len(h["curve"]["l0"][-20:]))
-        return [("L0", f"{l0:.1f} in training", "known after the first epoch", True, "")]
-    last = {key: values[-1] for key, values in h.items() if isinstance(values, list) and values}
-    target, losses = h["target_l0"], h["recon_loss"]
-    seen = last["explained_variance_with_sinks"] - last["explained_variance"]
-    share = rows["sinks"] / max(1, rows["measured"])
-    trained = sum(h["curve"]["l0"][-20:]) / max(1, len(h["curve"]["l0"][-20:]))
-    # what is unset already cannot be left unset
-    chosen = settings.get("learning_rate") is not None
-    unset, lower = (
-        "leave sae_training.learning_rate unset, or " if chosen else "",
-        (
-            "lower sae_training.learning_rate"
-            if chosen
-            else f"set sae_training.learning_rate below {max(h['curve']['learning_rate']):.1g}"
-        ),
+@dataclass(frozen=True)
+class HealthCheck:
+    """One line of the report."""
+
+    check: str
+    measured: str
+    wanted: str
+    ok: bool
+    advice: str  # what to do when it is not ok
+
+
+def _l0(run: RunNumbers) -> HealthCheck:
+    target = run.history["target_l0"]
+    trained, validated = run.training_l0, run.last("l0")
+    measured = f"{trained:.1f} in training, {validated:.1f} on validation rows"
+    advice = f"{run.leave_rate_unset}train on more tokens"
+    if target is None:
+        return HealthCheck("L0", measured, "no target was set", True, advice)
+    distance = max(abs(trained - target), abs(validated - target))
+    ok = distance <= 0.1 * target
+    return HealthCheck("L0", measured, f"{target:g} within 10%", ok, advice)
+
+
+def _thresholds(run: RunNumbers) -> HealthCheck:
+    share = run.last("window_share")
+    return HealthCheck(
+        "thresholds whose window sees data",
+        f"{share:.0%}",
+        ">= 50%",
+        share >= 0.5,
+        f"raise sae.bandwidth (now {run.history['bandwidth']:g})",
     )
-    spikes, steps = sum(h["spikes"]), max(1, len(losses) * rows["train"] // settings["batch_size"])
-    gap, gain = (
-        last["recon_loss"] / max(last["train_recon_loss"], 1e-12),
-        (0.0 if len(losses) < 2 else 1 - losses[-1] / losses[-2]),
+
+
+def _dead_latents(run: RunNumbers) -> HealthCheck:
+    dead = run.last("dead")
+    advice = f"{run.lower_rate}, lower sae.d_hidden, or train on more tokens"
+    return HealthCheck("dead latents", f"{dead:.1%}", "< 10%", dead < 0.1, advice)
+
+
+def _dense_latents(run: RunNumbers) -> HealthCheck:
+    dense = run.last("dense")
+    advice = "lower sae.target_l0, or raise sae.d_hidden"
+    return HealthCheck("dense latents", f"{dense:.1%}", "<= 20%", dense <= 0.2, advice)
+
+# %% ../../nbs/trainer/08_health.ipynb #ed5a36c6
+def _sinks(run: RunNumbers) -> HealthCheck:
+    sinks = run.rows["sinks"]
+    share = sinks / max(1, run.rows["measured"])
+    return HealthCheck(
+        "attention-sink rows left out",
+        f"{sinks:,} ({share:.2%})",
+        "<= 2%",
+        share <= 0.02,
+        f"raise sae_training.sink_norm (now {run.settings['sink_norm']:g})",
     )
-    found = [
-        (
-            "L0",
-            f"{trained:.1f} in training, {last['l0']:.1f} on validation rows",
-            "a penalty gives no promise" if target is None else f"{target:g} within 10%",
-            target is None or max(abs(trained - target), abs(last["l0"] - target)) <= 0.1 * target,
-            f"{unset}train on more tokens",
-        ),
-        (
-            "thresholds whose window sees data",
-            f"{last['window_share']:.0%}",
-            ">= 50%",
-            last["window_share"] >= 0.5,
-            f"raise sae.bandwidth (now {h['bandwidth']:g})",
-        ),
-        (
-            "dead latents",
-            f"{last['dead']:.1%}",
-            "< 10%",
-            last["dead"] < 0.1,
-            f"{lower}, lower sae.d_hidden, or train on more tokens",
-        ),
-        (
-            "dense latents",
-            f"{last['dense']:.1%}",
-            "<= 20%",
-            last["dense"] <= 0.2,
-            "lower sae.target_l0, or raise sae.d_hidden",
-        ),
-        (
-            "attention-sink rows left out",
-            f"{rows['sinks']:,} ({share:.2%})",
-            "<= 2%",
-            share <= 0.02,
-            f"raise sae_training.sink_norm (now {settings['sink_norm']:g})",
-        ),
-        (
-            "loss spikes",
-            f"{spikes} in {steps:,} steps",
-            "<= 1%",
-            spikes <= 0.01 * steps,
-            f"{lower}, or lower sae_training.gradient_clip",
-        ),
-        (
-            "variance explained, sinks or not",
-            (
-                f"{last['explained_variance']:.1%}; with sinks"
-                f" {last['explained_variance_with_sinks']:.1%}"
-            ),
-            "within 5 points of each other",
-            abs(seen) <= 0.05,
-            "quote the figure without sinks: a few long rows decide the other one",
-        ),
-        (
-            "variance explained",
-            f"{last['explained_variance']:.1%}",
-            ">= 50%",
-            last["explained_variance"] >= 0.5,
-            f"{unset}train on more tokens, or raise sae.target_l0",
-        ),
-        (
-            "validation against training loss",
-            f"{gap:.2f}",
-            "<= 1.25",
-            gap <= 1.25,
-            "the SAE has learned its rows by heart: train on more tokens, for fewer epochs",
-        ),
-        (
-            "best epoch",
-            f"{h['best_epoch'] + 1} of {len(losses)}",
-            "the last",
-            h["best_epoch"] == len(losses) - 1,
-            (
-                f"{lower}; the best epoch is what is kept"
-                if settings.get("patience")
-                else f"set sae_training.patience, or {lower}"
-            ),
-        ),
-        (
-            "gain of the last epoch",
-            f"{gain:.1%}" if len(losses) > 1 else "one epoch",
-            "< 10%",
-            gain < 0.1,
-            "more sae_training.epochs, or more tokens, would still help",
-        ),
-    ]
-    return found
+
+
+def _loss_spikes(run: RunNumbers) -> HealthCheck:
+    spikes = sum(run.history["spikes"])
+    steps = max(1, run.epochs * run.rows["train"] // run.settings["batch_size"])
+    advice = f"{run.lower_rate}, or lower sae_training.gradient_clip"
+    measured = f"{spikes} in {steps:,} steps"
+    return HealthCheck("loss spikes", measured, "<= 1%", spikes <= 0.01 * steps, advice)
+
+
+def _influence_of_sinks(run: RunNumbers) -> HealthCheck:
+    without = run.last("explained_variance")
+    including = run.last("explained_variance_with_sinks")
+    return HealthCheck(
+        "variance explained, sinks or not",
+        f"{without:.1%}; with sinks {including:.1%}",
+        "within 5 points of each other",
+        abs(including - without) <= 0.05,
+        "quote the figure without sinks: a few long rows decide the other one",
+    )
+
+
+def _explained_variance(run: RunNumbers) -> HealthCheck:
+    explained = run.last("explained_variance")
+    advice = f"{run.leave_rate_unset}train on more tokens, or raise sae.target_l0"
+    return HealthCheck("variance explained", f"{explained:.1%}", ">= 50%", explained >= 0.5, advice)
+
+# %% ../../nbs/trainer/08_health.ipynb #8a20904a
+def _overfitting(run: RunNumbers) -> HealthCheck:
+    gap = run.last("recon_loss") / max(run.last("train_recon_loss"), 1e-12)
+    advice = "the SAE overfits its training rows: train on more tokens, for fewer epochs"
+    return HealthCheck(
+        "validation against training loss", f"{gap:.2f}", "<= 1.25", gap <= 1.25, advice
+    )
+
+
+def _best_epoch(run: RunNumbers) -> HealthCheck:
+    best = run.history["best_epoch"]
+    if run.settings.get("patience"):
+        advice = f"{run.lower_rate}; the best epoch is the one that was kept"
+    else:
+        advice = f"set sae_training.patience, or {run.lower_rate}"
+    measured = f"{best + 1} of {run.epochs}"
+    return HealthCheck("best epoch", measured, "the last", best == run.epochs - 1, advice)
+
+
+def _gain_of_last_epoch(run: RunNumbers) -> HealthCheck:
+    losses = run.history["recon_loss"]
+    gain = 1 - losses[-1] / losses[-2] if len(losses) > 1 else 0.0
+    measured = f"{gain:.1%}" if len(losses) > 1 else "one epoch"
+    advice = "train for more sae_training.epochs or on more tokens: the loss still falls"
+    return HealthCheck("gain of the last epoch", measured, "< 10%", gain < 0.1, advice)
+
+
+CHECKS: list[Callable[[RunNumbers], HealthCheck]] = [
+    _l0,
+    _thresholds,
+    _dead_latents,
+    _dense_latents,
+    _sinks,
+    _loss_spikes,
+    _influence_of_sinks,
+    _explained_variance,
+    _overfitting,
+    _best_epoch,
+    _gain_of_last_epoch,
+]
+
+# %% ../../nbs/trainer/08_health.ipynb #aea5fcec
+def health_checks(history: dict[str, Any]) -> list[HealthCheck]:
+    """Run every check on a history.
+
+    Raises `InputError` for a history written by a version that did not record what is needed.
+    """
+    run = RunNumbers(history)
+    if not run.has_validation:
+        measured = f"{run.training_l0:.1f} in training"
+        return [HealthCheck("L0", measured, "known after the first epoch", True, "")]
+    return [check(run) for check in CHECKS]
 
 # %% ../../nbs/trainer/08_health.ipynb #de85f3bb
-# a run, its history, or the folder it writes to
 def health(
     run: TrainRun | dict[str, Any] | str | Path,
-    layer: int | None = None,  # with a folder: the layer
-    # what `evaluate` found: adds positions that are never trained on
+    layer: int | None = None,
     quality: Any = None,
-) -> Any:
-    """A DataFrame with one row per check: `check`, `measured`, `wanted`, `well`, `what to do`."""
+) -> pd.DataFrame:
+    """Report what is wrong with a training run, and what to do about it.
+
+    `run` is what `train` returned, its `history`, or the folder that it writes to; with a folder,
+    give the `layer`. `quality` is the result of `evaluate`, and adds a check on held-out text.
+
+    Returns a DataFrame with one row a check: `check`, `measured`, `wanted`, `ok`, `what to do`.
+    Raises `InputError` if the folder has no such run, or the history comes from an old version.
+
+    Example: `health("models/checkpoints", layer=6)`.
+    """
     import pandas as pd
 
-    if isinstance(run, (str, Path)):
-        if layer is None:
-            raise InputError("give the layer, as in health('models/checkpoints', layer=6)")
-        run = read_history(run, layer)
-    found = health_checks(run.history if isinstance(run, TrainRun) else run)
+    checks = health_checks(_history_of(run, layer))
     if quality is not None:
-        inner, outer = (
-            quality.figures["explained_variance"],
-            quality.everywhere["explained_variance"],
-        )
-        found.append(
-            (
-                "explained variance on held-out text",
-                f"{inner:.1%}; with special positions {outer:.1%}",
-                "within 5 points of each other",
-                abs(inner - outer) <= 0.05,
-                "quote the figure without them: position 0 and special tokens are no training rows",
-            )
-        )
-    table = pd.DataFrame(found, columns=["check", "measured", "wanted", "well", "what to do"])
-    table.loc[table.well, "what to do"] = ""
-    return table
+        checks.append(_held_out_variance(quality))
+    rows = [
+        (check.check, check.measured, check.wanted, check.ok, "" if check.ok else check.advice)
+        for check in checks
+    ]
+    return pd.DataFrame(rows, columns=["check", "measured", "wanted", "ok", "what to do"])
+
+
+def _history_of(run: TrainRun | dict[str, Any] | str | Path, layer: int | None) -> dict[str, Any]:
+    if isinstance(run, TrainRun):
+        return run.history
+    if isinstance(run, dict):
+        return run
+    if layer is None:
+        raise InputError("give the layer, as in health('models/checkpoints', layer=6)")
+    return read_history(run, layer)
+
+
+def _held_out_variance(quality: Any) -> HealthCheck:
+    ordinary = quality.figures["explained_variance"]
+    everywhere = quality.everywhere["explained_variance"]
+    return HealthCheck(
+        "explained variance on held-out text",
+        f"{ordinary:.1%}; with special positions {everywhere:.1%}",
+        "within 5 points of each other",
+        abs(ordinary - everywhere) <= 0.05,
+        "quote the figure without them: position 0 and special tokens are not trained on",
+    )
