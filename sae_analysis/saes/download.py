@@ -7,69 +7,128 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
 from ..core.errors import InputError, is_network_error
 from ..core.files import sha256
 from ..models.language_model import access_steps
-from .jumprelu import JumpReLUSAE
 from sae_analysis.saes.families import (
+    SAE_FILES,
+    SAEFamily,
+    Source,
     family_of,
     is_sae,
     local_path,
-    SAE_FILES,
     sae_folders,
-    SAEFamily,
-    Source,
 )
 from .formats import open_sae
+from .sae import SAE
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 # %% auto #0
-__all__ = ['find_source', 'load_source', 'download']
-
-# %% ../../nbs/saes/12_download.ipynb #abab1c42
-def find_source(source: Source, sae_dir: str | Path | None = None) -> Path:
-    """Where the SAE that a source names lies; it is fetched from the Hub when it is not on disk."""
-    family = family_of(source.model)
-    if not family.repo:
-        family.check(source)
-    relative = family.pattern.format(layer=source.layer, trainer=source.trainer)
-    folders = sae_folders(family, sae_dir)
-    found = local_path(source, sae_dir)
-    if found is None and not family.repo:
-        raise InputError(
-            f"{source.name}: no SAE at {', '.join(str(folder / relative) for folder in folders)};"
-            " train it first, or give --sae-dir"
-        )
-    return (
-        found
-        or _cached(family, relative)
-        or download(family, relative, folders, family.check(source).name)
-    )
-
-# %% ../../nbs/saes/12_download.ipynb #b08c800c
-def load_source(
-    source: Source, sae_dir: str | Path | None = None, device: str = "cpu"
-) -> JumpReLUSAE:
-    """The SAE that a source names, from disk, or from the Hub when it is not there."""
-    return open_sae(find_source(source, sae_dir), device)
+__all__ = ['download', 'find_source', 'load_source']
 
 # %% ../../nbs/saes/12_download.ipynb #5fd90469
 def _cached(family: SAEFamily, relative: str) -> Path | None:
-    """Where the Hub's cache has an SAE whole, without asking the network."""
+    """Where the Hub's cache holds a complete SAE; None if it does not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = (
-            Path(snapshot_download(family.repo, revision=family.revision, local_files_only=True))
-            / relative
-        )
+        snapshot = snapshot_download(family.repo, revision=family.revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-    return found if is_sae(found) else None
+    path = Path(snapshot) / relative
+    return path if is_sae(path) else None
+
+# %% ../../nbs/saes/12_download.ipynb #13409742
+def _files_to_fetch(family: SAEFamily, relative: str, name: str) -> dict[str, RepoFile]:
+    """The files of one SAE in the family's repository, weights last, by file name.
+
+    Raises `InputError` if the folder holds no SAE of a known format.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi()
+    repository = {"repo_id": family.repo, "revision": family.revision}
+    entries = api.get_paths_info(paths=[relative], **repository)
+    single = [entry for entry in entries if isinstance(entry, RepoFile)]
+    if single:
+        return {Path(entry.path).name: entry for entry in single}
+    entries = api.list_repo_tree(path_in_repo=relative, **repository)
+    files = {Path(entry.path).name: entry for entry in entries if isinstance(entry, RepoFile)}
+    for names in SAE_FILES:
+        if set(names) <= set(files):
+            return {file_name: files[file_name] for file_name in names}
+    raise InputError(
+        f"{name}: {family.repo}/{relative} holds no SAE in a known format; it holds"
+        f" {', '.join(files)}"
+    )
+
+
+def _fetch(family: SAEFamily, relative: str, target: Path | None, name: str) -> Path:
+    """Fetch one SAE into `target`, or into the Hub's cache if None; returns its path."""
+    from huggingface_hub import hf_hub_download
+
+    files = _files_to_fetch(family, relative, name)
+    for file_name, entry in files.items():
+        arrived = hf_hub_download(
+            repo_id=family.repo,
+            filename=entry.path,
+            revision=family.revision,
+            local_dir=target,
+        )
+        file = Path(arrived)
+        _check_arrival(file, entry, f"{name}: {file_name}", family)
+    is_single_file = entry.path == relative
+    return file if is_single_file else file.parent
+
+
+def _check_arrival(file: Path, entry: RepoFile, what: str, family: SAEFamily) -> None:
+    """Compare a file with the checksum that the Hub gives for it; remove it if they differ."""
+    if entry.lfs is None or sha256(file) == entry.lfs.sha256:
+        return
+    for path in {file, file.resolve()}:
+        path.unlink(missing_ok=True)
+    raise InputError(
+        f"{what} is damaged: its checksum differs from that of {family.repo}. The file was removed;"
+        " try again"
+    )
+
+# %% ../../nbs/saes/12_download.ipynb #e908905b
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be written below `folder`, which need not exist yet."""
+    existing = [path for path in (folder, *folder.parents) if path.exists()]
+    nearest = existing[0] if existing else Path(".")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return True
+    except OSError:
+        return False
 
 # %% ../../nbs/saes/12_download.ipynb #37a19fea
 def download(family: SAEFamily, relative: str, folders: list[Path], name: str) -> Path:
-    """Fetches one SAE from the Hub; a download that was cut off goes on where it was."""
+    """Fetch one SAE from the Hub into the first writable folder; returns its path.
+
+    A download that was interrupted resumes. `name` is the source's, for errors.
+    Raises `InputError` if the Hub cannot be reached, refuses access, or has no such SAE.
+    """
+    target = next((folder for folder in folders if _is_writable(folder)), None)
+    try:
+        return _fetch(family, relative, target, name)
+    except InputError:
+        raise
+    except Exception as error:
+        _raise_download_error(error, family, relative, folders, name)
+
+
+def _raise_download_error(
+    error: Exception, family: SAEFamily, relative: str, folders: list[Path], name: str
+) -> NoReturn:
+    """Raise an `InputError` that says what to do, or `error` itself if it is not the Hub's."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -80,86 +139,63 @@ def download(family: SAEFamily, relative: str, folders: list[Path], name: str) -
         RevisionNotFoundError,
     )
 
-    again, unreachable = (
-        "the same command goes on from there",
-        (
-            f"{name}: cannot reach the Hugging Face Hub, and no SAE lies below"
-            f" {', '.join(map(str, folders)) or 'its cache'}; give --sae-dir"
-        ),
-    )
-    try:
-        return _fetch(
-            family, relative, next((folder for folder in folders if _writable(folder)), None), name
-        )
-    except GatedRepoError:
+    if isinstance(error, GatedRepoError):
         raise InputError(f"{name}: {access_steps(family.repo)}") from None
-    except RevisionNotFoundError:
+    if isinstance(error, RevisionNotFoundError):
         raise InputError(f"{name}: {family.repo} has no revision {family.revision!r}") from None
-    except RepositoryNotFoundError:
+    if isinstance(error, RepositoryNotFoundError):
         raise InputError(
             f"{name}: there is no repository {family.repo}, or it is private and you are not logged"
             " in (`hf auth login`)"
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise InputError(unreachable) from None
-    except EntryNotFoundError:
+    offline = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
+    if isinstance(error, EntryNotFoundError) and not offline:
         raise InputError(
             f"{name}: {family.repo} has no {relative}; check the layer and the trainer"
         ) from None
-    except Exception as error:
-        if not (isinstance(error, HfHubHTTPError) or is_network_error(error)):
-            raise
-        if type(error).__name__.startswith("Connect"):
-            raise InputError(unreachable) from None
+    if not offline and not isinstance(error, HfHubHTTPError) and not is_network_error(error):
+        raise error
+    if offline or type(error).__name__.startswith("Connect"):
+        tried = ", ".join(map(str, folders)) or "its cache"
         raise InputError(
-            f"{name}: the download from {family.repo} broke off ({type(error).__name__}:"
-            f" {str(error).splitlines()[0][:200]}); {again}"
-        ) from error
+            f"{name}: cannot reach the Hugging Face Hub, and there is no SAE in {tried}; give"
+            " --sae-dir"
+        ) from None
+    reason = str(error).splitlines()[0][:200]
+    raise InputError(
+        f"{name}: the download from {family.repo} broke off ({type(error).__name__}: {reason});"
+        " run the same command again, and it resumes"
+    ) from error
 
-# %% ../../nbs/saes/12_download.ipynb #13409742
-def _fetch(family: SAEFamily, relative: str, target: Path | None, name: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.hf_api import RepoFile
+# %% ../../nbs/saes/12_download.ipynb #abab1c42
+def find_source(source: Source, sae_dir: str | Path | None = None) -> Path:
+    """The path of a source's SAE, which is downloaded from the Hub if it is not on disk.
 
-    api, where = HfApi(), {"repo_id": family.repo, "revision": family.revision}
-    single = [
-        entry
-        for entry in api.get_paths_info(paths=[relative], **where)
-        if isinstance(entry, RepoFile)
-    ]
-    there = {
-        Path(entry.path).name: entry
-        for entry in single or api.list_repo_tree(path_in_repo=relative, **where)
-        if isinstance(entry, RepoFile)
-    }
-    wanted = (
-        tuple(there)
-        if single
-        else next((names for names in SAE_FILES if set(names) <= set(there)), None)
-    )
-    if wanted is None:
-        raise InputError(
-            f"{name}: {family.repo}/{relative} holds no SAE of a kind that is known here; it holds"
-            f" {', '.join(there)}"
-        )
-    for each in wanted:
-        file = Path(hf_hub_download(filename=there[each].path, local_dir=target, **where))
-        if there[each].lfs is not None and sha256(file) != there[each].lfs.sha256:
-            for path in {file, file.resolve()}:
-                path.unlink(missing_ok=True)
-            raise InputError(
-                f"{name}: {each} did not arrive as {family.repo} has it: its checksum differs. It"
-                " was removed; try again"
-            )
-    return file if single else file.parent
+    Raises `InputError` if the family is unknown, has no such SAE, or it cannot be downloaded.
+    """
+    family = family_of(source.model)
+    relative = family.relative_path(source)
+    folders = sae_folders(family, sae_dir)
+    if not family.repo:
+        family.check(source)
+    path = local_path(source, sae_dir)
+    if path is not None:
+        return path
+    if not family.repo:
+        tried = ", ".join(str(folder / relative) for folder in folders)
+        raise InputError(f"{source.name}: no SAE at {tried}; train it first, or give --sae-dir")
+    cached = _cached(family, relative)
+    if cached is not None:
+        return cached
+    return download(family, relative, folders, family.check(source).name)
 
-# %% ../../nbs/saes/12_download.ipynb #e908905b
-def _writable(folder: Path) -> bool:
-    """Whether a file can be written there; the folder itself is not made for that."""
-    try:
-        with tempfile.TemporaryFile(
-            dir=next((p for p in (folder, *folder.parents) if p.exists()), Path("."))
-        ):
-            return True
-    except OSError:
-        return False
+# %% ../../nbs/saes/12_download.ipynb #b08c800c
+def load_source(source: Source, sae_dir: str | Path | None = None, device: str = "cpu") -> SAE:
+    """Load the SAE that a source names, downloading it if it is not on disk.
+
+    `sae_dir` is where to look first, and where to download to. Raises `InputError` as
+    `find_source` and `open_sae` do.
+
+    Example: `load_source(Source("llama", trainer=1, layer=15))`.
+    """
+    return open_sae(find_source(source, sae_dir), device)

@@ -7,62 +7,74 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
 from ..core.config import read_yaml
 from ..core.errors import InputError, suggestion
 
 # %% auto #0
-__all__ = ['REGISTRY', 'ANDYRDT_LAYERS', 'ANDYRDT_TRAINERS', 'FAMILY_EXAMPLE', 'SAE_FILES', 'Source', 'parse_source', 'SAEFamily',
-           'register_family', 'family_of', 'feature_link', 'read_families', 'layers_in', 'sae_folders', 'is_sae',
-           'local_path']
+__all__ = ['REGISTRY', 'PUBLISHED_LAYERS', 'PUBLISHED_TRAINERS', 'SAE_FILES', 'FAMILY_EXAMPLE', 'FIELD_TYPES', 'Source',
+           'parse_source', 'SAEFamily', 'register_family', 'family_of', 'feature_link', 'sae_folders', 'is_sae',
+           'local_path', 'layers_in', 'read_families']
 
 # %% ../../nbs/saes/11_families.ipynb #90e71b11
 @dataclass(frozen=True, order=True)
 class Source:
-    """Which SAE: model, trainer, layer."""
+    """Names one SAE by family, trainer and layer.
 
-    model: str
+    Example: `Source("llama", trainer=1, layer=15).name` is `"llama_trainer1_layer15"`.
+    """
+
+    model: str  # name of the family, such as "llama"
     trainer: int
     layer: int
 
     @property
     def name(self) -> str:
+        """The source as one word, as it stands in tables and file names."""
         return f"{self.model}_trainer{self.trainer}_layer{self.layer}"
 
 # %% ../../nbs/saes/11_families.ipynb #95d07199
 def parse_source(text: str) -> tuple[Source, str | None]:
-    """The source that `text` names, and the token type at its end when there is one."""
+    """Read a source; returns it with the token type at its end, or None if there is none.
+
+    Raises `InputError` if `text` is not of the form `model_trainer1_layer15`.
+    """
     match = re.fullmatch(r"([\w.-]+?)_trainer(\d+)_layer(\d+)(?:_([a-z]+))?", text.strip())
     if match is None:
         raise InputError(f"source {text!r} is not of the form model_trainer1_layer15")
-    model, trainer, layer, token = match.groups()
-    return Source(model, int(trainer), int(layer)), token
+    model, trainer, layer, token_type = match.groups()
+    return Source(model, int(trainer), int(layer)), token_type
 
 # %% ../../nbs/saes/11_families.ipynb #21f2fe1b
 @dataclass(frozen=True)
 class SAEFamily:
-    """A family of SAEs for one language model."""
+    """SAEs that were trained for one language model and are kept in one place.
 
-    name: str  # short name, the first part of sources
+    Raises `InputError` if `pattern` or `link` contains a placeholder that does not exist.
+
+    Example: `SAEFamily("mine", "gpt2", "", "sae_layer_{layer}_best.pt", (6,), 0, "checkpoints")`.
+    """
+
+    name: str  # the first part of sources
     model: str  # what `load_model` is given
-    # repository on the Hub; empty for SAEs that lie in a local folder only
-    repo: str
-    pattern: str  # where one SAE lies below the root, with {layer} and {trainer}
+    repo: str  # repository on the Hub; empty for SAEs in a local folder
+    pattern: str  # path of one SAE below the root, with {layer} and {trainer}
     layers: tuple[int, ...]  # layers analysed by default
     trainer: int  # trainer analysed by default
-    # where SAEs are kept when nothing else is said; empty for the Hub's cache
-    folder: str
-    # a feature's page, with {layer}, {trainer} and {feature}; empty when there is none
-    link: str = ""
+    folder: str  # where SAEs are kept by default; empty for the Hub's cache
+    link: str = (
+        ""  # a feature's page, with {layer}, {trainer} and {feature}; empty if there is none
+    )
     revision: str = "main"  # commit, tag or branch of the repository
-    # layers that were published; empty when nothing is known of them
-    all_layers: tuple[int, ...] = ()
-    trainers: tuple[int, ...] = ()  # trainers that were published
+    all_layers: tuple[int, ...] = ()  # layers that were published; empty if unknown
+    trainers: tuple[int, ...] = ()  # trainers that were published; empty if unknown
     chat_template: str | None = None  # for a model whose tokenizer has none
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for text in (self.pattern, self.link):
             try:
                 text.format(layer=0, trainer=0, feature=0)
@@ -72,87 +84,50 @@ class SAEFamily:
                     f" {{feature}}; {error} is none of these"
                 ) from None
 
+    def relative_path(self, source: Source) -> str:
+        """The path of a source's SAE below the root."""
+        return self.pattern.format(layer=source.layer, trainer=source.trainer)
+
     def sources(
-        self, layers: tuple[int, ...] | None = None, trainer: int | None = None
+        self, layers: Sequence[int] | None = None, trainer: int | None = None
     ) -> list[Source]:
-        """The sources analysed by default, or those of the given layers and trainer."""
-        return [
-            self.check(Source(self.name, self.trainer if trainer is None else trainer, layer))
-            for layer in layers or self.layers
-        ]
+        """The sources of these layers and this trainer; of those analysed by default if None."""
+        trainer = self.trainer if trainer is None else trainer
+        sources = [Source(self.name, trainer, layer) for layer in layers or self.layers]
+        return [self.check(source) for source in sources]
 
     def check(self, source: Source) -> Source:
-        """The source itself, when its layer and trainer were published as far as is known."""
+        """Return the source; raises `InputError` if its layer or trainer is known not to exist."""
         if "{trainer}" not in self.pattern and source.trainer != self.trainer:
             raise InputError(f"{source.name}: {self.name} has SAEs of trainer {self.trainer} only")
-        for kind, value, known in (
-            ("layer", source.layer, self.all_layers),
-            ("trainer", source.trainer, self.trainers),
-        ):
-            if known and value not in known:
-                raise InputError(
-                    f"{source.name}: no SAE of {kind} {value} was published; there are"
-                    f" {', '.join(map(str, known))}"
-                )
+        _check_published(source, "layer", source.layer, self.all_layers)
+        _check_published(source, "trainer", source.trainer, self.trainers)
         return source
 
+
+def _check_published(source: Source, kind: str, value: int, published: tuple[int, ...]) -> None:
+    if published and value not in published:
+        known = ", ".join(map(str, published))
+        raise InputError(
+            f"{source.name}: no SAE of {kind} {value} was published; there are {known}"
+        )
+
 # %% ../../nbs/saes/11_families.ipynb #2514b33e
-REGISTRY: dict[str, SAEFamily] = {}
+REGISTRY: dict[str, SAEFamily] = {}  # families by name
 
 
-def register_family(published: SAEFamily) -> SAEFamily:
-    """Makes a family of SAEs known by its name, such as `register(Published('mine', 'gpt2', '',
-    'layer_{layer}.pt', (6,), 0, 'checkpoints'))`; returns it.
+def register_family(family: SAEFamily) -> SAEFamily:
+    """Make a family known by its name, and return it.
+
+    Example: `register_family(SAEFamily("mine", "gpt2", "", "sae_layer_{layer}_best.pt", (6,), 0,
+    "checkpoints"))`. Afterwards `load_source(Source("mine", 0, 6))` finds the SAE.
     """
-    REGISTRY[published.name] = published
-    return published
-
-# %% ../../nbs/saes/11_families.ipynb #ab7ef3f1
-# what was published of both
-ANDYRDT_LAYERS, ANDYRDT_TRAINERS = (3, 7, 11, 15, 19, 23, 27), (0, 1, 2, 3)
+    REGISTRY[family.name] = family
+    return family
 
 
-register_family(
-    SAEFamily(
-        "llama",
-        "meta-llama/Llama-3.1-8B-Instruct",
-        "andyrdt/saes-llama-3.1-8b-instruct",
-        "resid_post_layer_{layer}/trainer_{trainer}",
-        (11, 15),
-        1,
-        "/workspace/sae/llama-3.1-8b-instruct/saes",
-        "https://www.neuronpedia.org/llama3.1-8b-it/{layer}-resid-post-aa/{feature}",
-        all_layers=ANDYRDT_LAYERS,
-        trainers=ANDYRDT_TRAINERS,
-    )
-)
-
-
-register_family(
-    SAEFamily(
-        "qwen",
-        "Qwen/Qwen2.5-7B-Instruct",
-        "andyrdt/saes-qwen2.5-7b-instruct",
-        "resid_post_layer_{layer}/trainer_{trainer}",
-        (11, 15),
-        1,
-        "/workspace/sae/qwen-2.5-7b-instruct/saes",
-        "https://www.neuronpedia.org/qwen2.5-7b-it/{layer}-resid-post-aa/{feature}",
-        all_layers=ANDYRDT_LAYERS,
-        trainers=ANDYRDT_TRAINERS,
-    )
-)
-
-
-register_family(
-    SAEFamily(
-        "pocket", "pocket", "", "sae_layer_{layer}_best.pt", (2,), 0, "demo_output/checkpoints"
-    )
-);
-
-# %% ../../nbs/saes/11_families.ipynb #6ba7b1c1
 def family_of(name: str) -> SAEFamily:
-    """The family called `name`; an error names the nearest known one."""
+    """The family of this name; raises `InputError` with the nearest known name."""
     if name not in REGISTRY:
         raise InputError(
             f"no SAEs are known for model {name!r}; {suggestion(name, sorted(REGISTRY))}. Describe"
@@ -160,37 +135,147 @@ def family_of(name: str) -> SAEFamily:
         )
     return REGISTRY[name]
 
+# %% ../../nbs/saes/11_families.ipynb #ab7ef3f1
+PUBLISHED_LAYERS = (3, 7, 11, 15, 19, 23, 27)  # of the SAEs for Llama and for Qwen
+PUBLISHED_TRAINERS = (0, 1, 2, 3)
+
+
+register_family(
+    SAEFamily(
+        name="llama",
+        model="meta-llama/Llama-3.1-8B-Instruct",
+        repo="andyrdt/saes-llama-3.1-8b-instruct",
+        pattern="resid_post_layer_{layer}/trainer_{trainer}",
+        layers=(11, 15),
+        trainer=1,
+        folder="/workspace/sae/llama-3.1-8b-instruct/saes",
+        link="https://www.neuronpedia.org/llama3.1-8b-it/{layer}-resid-post-aa/{feature}",
+        all_layers=PUBLISHED_LAYERS,
+        trainers=PUBLISHED_TRAINERS,
+    )
+)
+
+
+register_family(
+    SAEFamily(
+        name="qwen",
+        model="Qwen/Qwen2.5-7B-Instruct",
+        repo="andyrdt/saes-qwen2.5-7b-instruct",
+        pattern="resid_post_layer_{layer}/trainer_{trainer}",
+        layers=(11, 15),
+        trainer=1,
+        folder="/workspace/sae/qwen-2.5-7b-instruct/saes",
+        link="https://www.neuronpedia.org/qwen2.5-7b-it/{layer}-resid-post-aa/{feature}",
+        all_layers=PUBLISHED_LAYERS,
+        trainers=PUBLISHED_TRAINERS,
+    )
+)
+
+
+register_family(
+    SAEFamily(
+        name="pocket",
+        model="pocket",
+        repo="",
+        pattern="sae_layer_{layer}_best.pt",
+        layers=(2,),
+        trainer=0,
+        folder="demo_output/checkpoints",
+    )
+);
+
 # %% ../../nbs/saes/11_families.ipynb #4d851880
 def feature_link(source: Source, feature: int) -> str:
-    """The page that shows a feature, or an empty string:
-
-    a page that does not name the trainer shows the SAEs of the one that is analysed by default.
-    """
+    """The address of the page that shows a feature; empty if no page shows this source."""
     family = family_of(source.model)
     if "{trainer}" not in family.link and source.trainer != family.trainer:
         return ""
     return family.link.format(layer=source.layer, trainer=source.trainer, feature=feature)
 
-# %% ../../nbs/saes/11_families.ipynb #e92d8413
-FAMILY_EXAMPLE = "such as\n  mine:\n    model: gpt2\n    folder: models/checkpoints"
+# %% ../../nbs/saes/11_families.ipynb #959b47ed
+def sae_folders(family: SAEFamily, sae_dir: str | Path | None = None) -> list[Path]:
+    """The folders in which SAEs of a family may be, most specific first."""
+    if sae_dir is not None:
+        return [Path(sae_dir) / family.name, Path(sae_dir)]
+    folders = []
+    from_environment = os.environ.get("SAE_ANALYSIS_DIR")
+    if from_environment:
+        folders.append(Path(from_environment) / family.name)
+    if family.folder:
+        folders.append(Path(family.folder))
+    return folders
+
+# %% ../../nbs/saes/11_families.ipynb #58a6a21d
+SAE_FILES = (  # the files of an SAE in each format, weights last
+    ("config.json", "ae.pt"),
+    ("cfg.json", "sae_weights.safetensors"),
+    ("cfg.json", "sae.safetensors"),
+    ("params.npz",),
+)
 
 
-def read_families(path: str | Path) -> list[SAEFamily]:
-    """Makes the families that a YAML file describes known, all or none of them; returns them."""
-    families = read_yaml(path)
-    if not families:
-        raise InputError(
-            f"{path} describes no family; write its name, and its fields below it, {FAMILY_EXAMPLE}"
-        )
-    return [
-        register_family(family)
-        for family in [_family(str(name), given, Path(path)) for name, given in families.items()]
-    ]
+def is_sae(path: Path) -> bool:
+    """Whether `path` is a checkpoint file or a folder with all files of an SAE."""
+    if path.is_file():
+        return True
+    return any(all((path / name).is_file() for name in names) for names in SAE_FILES)
+
+
+def local_path(source: Source, sae_dir: str | Path | None = None) -> Path | None:
+    """Where a source's SAE is on disk, outside the Hub's cache; None if it is not."""
+    family = family_of(source.model)
+    for folder in sae_folders(family, sae_dir):
+        path = folder / family.relative_path(source)
+        if is_sae(path):
+            return path
+    return None
+
+
+def layers_in(family: SAEFamily, highest: int = 999) -> tuple[int, ...]:
+    """The layers, up to `highest`, for which the family's own folder holds an SAE."""
+    if not family.folder or "{layer" not in family.pattern:
+        return ()
+    layers = []
+    for layer in range(highest + 1):
+        source = Source(family.name, family.trainer, layer)
+        if is_sae(Path(family.folder) / family.relative_path(source)):
+            layers.append(layer)
+    return tuple(layers)
+
+# %% ../../nbs/saes/11_families.ipynb #74ee266a
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _whole_numbers(value: Any, where: str) -> tuple[int, ...]:
+    if _is_whole(value):
+        return (value,)
+    if isinstance(value, list) and value and all(map(_is_whole, value)):
+        return tuple(value)
+    raise InputError(f"{where} is {value!r}; it must be whole numbers, such as [6, 11]")
+
+
+def _field_value(value: Any, annotation: str, where: str) -> Any:
+    """Check a field's value against the annotation of `SAEFamily`."""
+    if annotation.startswith("tuple"):
+        return _whole_numbers(value, where)
+    if annotation == "int":
+        if _is_whole(value):
+            return value
+        raise InputError(f"{where} is {value!r}; it must be a whole number")
+    if isinstance(value, str):
+        return value
+    if value is None and "None" in annotation:
+        return value
+    raise InputError(f"{where} is {value!r}; it must be text; put it between quotes")
 
 # %% ../../nbs/saes/11_families.ipynb #b4b13cd9
-def _family(name: str, given: Any, path: Path) -> SAEFamily:
-    """One family of a file, with what it leaves out filled in."""
-    known = {field.name: field.type for field in fields(SAEFamily) if field.name != "name"}
+FAMILY_EXAMPLE = "such as\n  mine:\n    model: gpt2\n    folder: models/checkpoints"
+FIELD_TYPES = {field.name: str(field.type) for field in fields(SAEFamily) if field.name != "name"}
+
+
+def _given_fields(name: str, given: Any, path: Path) -> dict[str, Any]:
+    """The fields that a file gives for one family, checked; paths relative to the file resolved."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(
             f"{path}: {name!r} cannot be the name of a family: it becomes a part of sources and"
@@ -201,139 +286,83 @@ def _family(name: str, given: Any, path: Path) -> SAEFamily:
             f"{path}: {name} must be the name of a family with fields below it,"
             f" {FAMILY_EXAMPLE}\nfound {given!r}"
         )
-    for key in given:
-        if key not in known:
-            raise InputError(
-                f"{path}: unknown field {name}.{key}; {suggestion(str(key), list(known))}"
-            )
-    given = {
-        key: _value(value, known[key], f"{path}: {name}.{key}") for key, value in given.items()
-    }
-    beside = {
-        key: str(path.parent / Path(given[key]).expanduser())
-        for key in ("folder", "model")
-        if given.get(key)
-    }
-    given |= {
-        key: there for key, there in beside.items() if key == "folder" or Path(there).is_dir()
-    }
-    usual = {
-        "repo": "",
-        "pattern": "layer_{layer}" if given.get("repo") else "sae_layer_{layer}_best.pt",
-        "trainer": 0,
-        "folder": "",
-    }
-    family = {**(asdict(REGISTRY[name]) if name in REGISTRY else usual), **given, "name": name}
-    if not family.get("model"):
+    checked = {}
+    for key, value in given.items():
+        if key not in FIELD_TYPES:
+            advice = suggestion(str(key), list(FIELD_TYPES))
+            raise InputError(f"{path}: unknown field {name}.{key}; {advice}")
+        checked[key] = _field_value(value, FIELD_TYPES[key], f"{path}: {name}.{key}")
+    return _resolve_paths(checked, path)
+
+
+def _resolve_paths(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Make `folder`, and a `model` that is a folder, relative to where the file is."""
+    resolved = dict(given)
+    for key in ("folder", "model"):
+        if not given.get(key):
+            continue
+        beside = path.parent / Path(given[key]).expanduser()
+        if key == "folder" or beside.is_dir():
+            resolved[key] = str(beside)
+    return resolved
+
+# %% ../../nbs/saes/11_families.ipynb #5aaa26ae
+def _build_family(name: str, given: dict[str, Any], path: Path) -> SAEFamily:
+    """A family from the checked fields of a file, with what they leave out filled in."""
+    if name in REGISTRY:
+        defaults = asdict(REGISTRY[name])
+    else:
+        pattern = "layer_{layer}" if given.get("repo") else "sae_layer_{layer}_best.pt"
+        defaults = {"repo": "", "pattern": pattern, "trainer": 0, "folder": "", "layers": ()}
+    values = {**defaults, **given, "name": name}
+    if not values.get("model"):
         raise InputError(
             f"{path}: {name}.model is missing: the language model that the SAEs read, such as gpt2"
         )
-    if not (family["folder"] or family["repo"]):
+    if not values["folder"] and not values["repo"]:
         raise InputError(
-            f"{path}: {name}.folder is missing, or {name}.repo: where the SAEs lie, on disk or on"
+            f"{path}: {name}.folder is missing, or {name}.repo: where the SAEs are, on disk or on"
             " the Hub"
         )
     try:
-        found = SAEFamily(**{"layers": (), **family})
+        family = SAEFamily(**values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if Path(found.pattern).is_absolute() or ".." in Path(found.pattern).parts:
+    _check_pattern(family, path)
+    return replace(family, layers=family.layers or _layers_on_disk(family, path))
+
+
+def _check_pattern(family: SAEFamily, path: Path) -> None:
+    pattern = Path(family.pattern)
+    if pattern.is_absolute() or ".." in pattern.parts:
         raise InputError(
-            f"{path}: {name}.pattern is {found.pattern!r}; it must lie below the folder or the"
-            " repository"
+            f"{path}: {family.name}.pattern is {family.pattern!r}; it must lie below the folder or"
+            " the repository"
         )
-    if not (layers := found.layers or layers_in(found)):
+
+
+def _layers_on_disk(family: SAEFamily, path: Path) -> tuple[int, ...]:
+    layers = layers_in(family)
+    if layers:
+        return layers
+    message = f"{path}: {family.name}.layers is missing, such as [6, 11]"
+    if family.folder:
+        message += f"; they cannot be read from {family.folder}, which has no {family.pattern}"
+    raise InputError(message)
+
+# %% ../../nbs/saes/11_families.ipynb #e92d8413
+def read_families(path: str | Path) -> list[SAEFamily]:
+    """Register the families that a YAML file describes, all of them or none; returns them.
+
+    Raises `InputError` with the file and the field that is wrong.
+    """
+    described = read_yaml(path)
+    if not described:
         raise InputError(
-            f"{path}: {name}.layers is missing, such as [6, 11]"
-            + (
-                f"; they cannot be told from {found.folder}, where no {found.pattern} lies"
-                if found.folder
-                else ""
-            )
+            f"{path} describes no family; write its name, and its fields below it, {FAMILY_EXAMPLE}"
         )
-    return replace(found, layers=layers)
-
-# %% ../../nbs/saes/11_families.ipynb #74ee266a
-def _value(value: Any, annotation: str, where: str) -> Any:
-    """A field's value as its annotation asks for it: text, a whole number, or a list of these."""
-
-    def whole(each: Any) -> bool:
-        return isinstance(each, int) and not isinstance(each, bool) and each >= 0
-
-    if annotation.startswith("tuple") and (
-        whole(value) or isinstance(value, list) and value and all(map(whole, value))
-    ):
-        return (value,) if whole(value) else tuple(value)
-    if (
-        annotation == "int"
-        and whole(value)
-        or annotation.startswith("str")
-        and isinstance(value, str)
-        or value is None
-        and "None" in annotation
-    ):
-        return value
-    raise InputError(
-        f"{where} is {value!r}; it must be "
-        + (
-            "whole numbers, such as [6, 11]"
-            if annotation.startswith("tuple")
-            else "a whole number"
-            if annotation == "int"
-            else "text; put it between quotes"
-        )
-    )
-
-# %% ../../nbs/saes/11_families.ipynb #7e0b9e8e
-def layers_in(family: SAEFamily, highest: int = 999) -> tuple[int, ...]:
-    """The layers of which a family's own folder holds an SAE."""
-    return tuple(
-        layer
-        for layer in range(highest + 1)
-        if family.folder
-        and "{layer" in family.pattern
-        and is_sae(Path(family.folder) / family.pattern.format(layer=layer, trainer=family.trainer))
-    )
-
-# %% ../../nbs/saes/11_families.ipynb #959b47ed
-def sae_folders(family: SAEFamily, sae_dir: str | Path | None = None) -> list[Path]:
-    """Where SAEs of a family may lie, most specific first."""
-    # two families may use the same names inside
-    if sae_dir is not None:
-        return [Path(sae_dir) / family.name, Path(sae_dir)]
-    named = os.environ.get("SAE_ANALYSIS_DIR")
-    return [
-        *([Path(named) / family.name] if named else []),
-        *([Path(family.folder)] if family.folder else []),
-    ]
-
-# %% ../../nbs/saes/11_families.ipynb #58a6a21d
-# the files of an SAE, weights last
-SAE_FILES = (
-    ("config.json", "ae.pt"),
-    ("cfg.json", "sae_weights.safetensors"),
-    ("cfg.json", "sae.safetensors"),
-    ("params.npz",),
-)
-
-
-def is_sae(path: Path) -> bool:
-    """Whether an SAE lies there whole; a download that was cut off does not count."""
-    return path.is_file() or any(
-        all((path / name).is_file() for name in names) for names in SAE_FILES
-    )
-
-# %% ../../nbs/saes/11_families.ipynb #c6072154
-def local_path(source: Source, sae_dir: str | Path | None = None) -> Path | None:
-    """Where a source's SAE lies on disk, outside the Hub's cache; None when it does not."""
-    family = family_of(source.model)
-    return next(
-        (
-            path
-            for folder in sae_folders(family, sae_dir)
-            if is_sae(
-                path := folder / family.pattern.format(layer=source.layer, trainer=source.trainer)
-            )
-        ),
-        None,
-    )
+    families = []
+    for name, given in described.items():
+        checked = _given_fields(str(name), given, Path(path))
+        families.append(_build_family(str(name), checked, Path(path)))
+    return [register_family(family) for family in families]

@@ -6,134 +6,133 @@
 from __future__ import annotations
 
 import json
-import pandas as pd
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pandas as pd
+
 from ..core.errors import InputError, is_network_error
 from ..core.files import write_text
-from ..saes.jumprelu import JumpReLUSAE
-from ..saes.topk import TopKSAE
 from ..saes.formats import open_sae
+from ..saes.sae import SAE
 from ..saes.saelens import save_pretrained
 from .curves import plot_l0, plot_loss
 
 # %% auto #0
-__all__ = ['SINKS_NOTE', 'FIGURES_NOTE', 'saes_in', 'model_card', 'stage_upload', 'check_repo_id', 'preview_upload',
-           'push_to_hub']
+__all__ = ['FIGURES', 'SETTINGS', 'SINKS_NOTE', 'FIGURES_NOTE', 'CARD', 'saes_in', 'model_card', 'stage_upload', 'check_repo_id',
+           'preview_upload', 'push_to_hub']
 
 # %% ../../nbs/trainer/10_publish.ipynb #e583d330
-def saes_in(folder: str | Path) -> dict[str, JumpReLUSAE]:
-    """The SAEs of a folder by the name each gets:
+def saes_in(folder: str | Path) -> dict[str, SAE]:
+    """The SAEs of a folder by the name under which each is published, such as `layer_2`.
 
-    the best checkpoint of each layer, or the one SAE that the folder is.
+    They are the best checkpoint of each layer, or the one SAE that the folder holds.
+    Raises `InputError` if there is no such folder, or no SAE in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     if (folder / "cfg.json").exists():
         sae = open_sae(folder)
-        return {f"layer_{sae.metadata['layer']}" if "layer" in sae.metadata else "sae": sae}
-    best = {
-        f"layer_{found[1]}": path
-        for path in sorted(folder.glob("sae_layer_*_best.pt"))
-        if (found := re.search(r"layer_(\d+)_best", path.name))
-    }
+        name = f"layer_{sae.metadata['layer']}" if "layer" in sae.metadata else "sae"
+        return {name: sae}
+    best = _best_checkpoints(folder)
     if not best:
         raise InputError(
-            f"{folder} holds no trained SAE: no sae_layer_*_best.pt and no cfg.json lie there"
+            f"{folder} holds no trained SAE: it has neither sae_layer_*_best.pt nor cfg.json"
         )
-    return {
-        name: open_sae(path)
-        for name, path in sorted(best.items(), key=lambda item: int(item[0].split("_")[1]))
-    }
+    return {f"layer_{layer}": open_sae(best[layer]) for layer in sorted(best)}
+
+
+def _best_checkpoints(folder: Path) -> dict[int, Path]:
+    """The best checkpoints of a training folder by layer."""
+    checkpoints = {}
+    for path in folder.glob("sae_layer_*_best.pt"):
+        match = re.fullmatch(r"sae_layer_(\d+)_best\.pt", path.name)
+        if match is not None:
+            checkpoints[int(match[1])] = path
+    return checkpoints
+
+# %% ../../nbs/trainer/10_publish.ipynb #51e915cf
+FIGURES = ("l0", "fvu", "explained_variance", "dead", "dense")
+SETTINGS = (
+    "model",
+    "revision",
+    "layer",
+    "context_length",
+    "corpus",
+    "train",
+    "learning_rate",
+    "rows",
+    "norm_limit",
+)
+
+
+def _figures_table(saes: dict[str, SAE]) -> pd.DataFrame:
+    """One row an SAE: its layer, its size, and its figures on validation rows."""
+    rows = []
+    for name, sae in saes.items():
+        validation = sae.metadata.get("validation", {})
+        row = {
+            "SAE": name,
+            "layer": sae.metadata.get("layer", ""),
+            "d_model": sae.config.d_model,
+            "latents": sae.config.d_hidden,
+        }
+        for figure in FIGURES:
+            if figure in validation:
+                row[figure] = f"{validation[figure]:.4g}"
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def _settings_json(saes: dict[str, SAE]) -> str:
+    settings: dict[str, dict[str, Any]] = {}
+    for name, sae in saes.items():
+        settings[name] = {key: sae.metadata[key] for key in SETTINGS if key in sae.metadata}
+    return json.dumps(settings, indent=1, ensure_ascii=False)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, with `|` escaped."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join(_markdown_row(row) for row in rows)
+
+
+def _markdown_row(cells: Sequence[Any]) -> str:
+    escaped = [str(cell).replace("|", "\\|") for cell in cells]
+    return "| " + " | ".join(escaped) + " |"
 
 # %% ../../nbs/trainer/10_publish.ipynb #5a858712
 SINKS_NOTE = (
     " Attention sinks (position 0 of a window, and rows longer than `norm_limit`) were left out of"
     " training and of the figures."
 )
+FIGURES_NOTE = (
+    "L0 is the mean number of active latents per token and FVU the fraction of variance unexplained"
+    " about the mean, on validation documents that were not trained on; dead latents never fired"
+    " there, dense ones fired on more than 10% of rows."
+)
+CARD = """{front_matter}
 
+# Sparse autoencoders{models}
 
-FIGURES_NOTE = """
-L0 is the mean number of active latents per token and FVU the fraction of variance unexplained about the mean, on validation documents that were not trained on; dead latents never fired there, dense ones on more than 10 % of rows.
-"""
+{titles} for the residual stream after each named block. They take raw activations.{sinks_note}
 
-# %% ../../nbs/trainer/10_publish.ipynb #0f95c84f
-def model_card(repo_id: str, saes: dict[str, JumpReLUSAE]) -> str:
-    """The README of a repository:
+{figures}
 
-    what the SAEs are, how good on validation rows, how to load them, and the settings that made
-    them.
-    """
-    about = [sae.metadata for sae in saes.values()]
-    models = sorted({str(each["model"]) for each in about if each.get("model")})
-    keys = ("l0", "fvu", "explained_variance", "dead", "dense")
-    rows = [
-        {
-            "SAE": name,
-            "layer": each.get("layer", ""),
-            "d_model": sae.config.d_model,
-            "latents": sae.config.d_hidden,
-            **{
-                key: f"{each['validation'][key]:.4g}"
-                for key in keys
-                if key in each.get("validation", {})
-            },
-        }
-        for (name, sae), each in zip(saes.items(), about)
-    ]
-    first, user = next(iter(saes)), "from huggingface_hub import snapshot_download"
-    base = [f"base_model: {models[0]}"] if len(models) == 1 and "/" in models[0] else []
-    front = "\n".join(
-        [
-            "---",
-            "library_name: sae_analysis",
-            "tags:",
-            "- sparse-autoencoder",
-            "- interpretability",
-            *base,
-            "---",
-        ]
-    )
-    settings = json.dumps(
-        {
-            name: {
-                key: each[key]
-                for key in (
-                    "model",
-                    "revision",
-                    "layer",
-                    "context_length",
-                    "corpus",
-                    "train",
-                    "learning_rate",
-                    "rows",
-                    "norm_limit",
-                )
-                if key in each
-            }
-            for name, each in zip(saes, about)
-        },
-        indent=1,
-        ensure_ascii=False,
-    )
-    return f"""{front}
+{figures_note}
 
-# Sparse autoencoders{f" for {', '.join(models)}" if models else ""}
-
-{_kinds(saes)} for the residual stream after each named block. They take raw activations.{SINKS_NOTE if all("norm_limit" in each for each in about) else ""}
-
-{_markdown(pd.DataFrame(rows).fillna(""))}
-{FIGURES_NOTE if any("validation" in each for each in about) else ""}
 ## Loading
 
 ```python
-{user}
-from sae_analysis.saes.formats import open_sae
-sae = open_sae(snapshot_download("{repo_id}") + "/{first}")
+from huggingface_hub import snapshot_download
+import sae_analysis as sa
+sae = sa.open_sae(snapshot_download("{repo_id}") + "/{first}")
 ```
 
 or with SAELens: `SAE.from_pretrained("{repo_id}", "{first}")`.
@@ -145,97 +144,143 @@ or with SAELens: `SAE.from_pretrained("{repo_id}", "{first}")`.
 ```
 """
 
-# %% ../../nbs/trainer/10_publish.ipynb #a8693d6c
-def _kinds(saes: dict[str, JumpReLUSAE]) -> str:
-    return " and ".join(
-        sorted(
-            {
-                f"Top-k SAEs (k = {sae.k})" if isinstance(sae, TopKSAE) else "JumpReLU SAEs"
-                for sae in saes.values()
-            }
-        )
+# %% ../../nbs/trainer/10_publish.ipynb #0f95c84f
+def model_card(repo_id: str, saes: dict[str, SAE]) -> str:
+    """The README of a repository: what the SAEs are, how good, how to load them, what made them."""
+    metadata = [sae.metadata for sae in saes.values()]
+    models = sorted({str(entry["model"]) for entry in metadata if entry.get("model")})
+    has_norm_limits = all("norm_limit" in entry for entry in metadata)
+    has_figures = any("validation" in entry for entry in metadata)
+    return CARD.format(
+        front_matter=_front_matter(models),
+        models=f" for {', '.join(models)}" if models else "",
+        titles=" and ".join(sorted({_title(sae) for sae in saes.values()})),
+        sinks_note=SINKS_NOTE if has_norm_limits else "",
+        figures=_markdown(_figures_table(saes)),
+        figures_note=FIGURES_NOTE if has_figures else "",
+        repo_id=repo_id,
+        first=next(iter(saes)),
+        settings=_settings_json(saes),
     )
 
-# %% ../../nbs/trainer/10_publish.ipynb #67fe1629
-def _markdown(table: pd.DataFrame) -> str:
-    def line(cells: Any) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    return "\n".join(
-        [
-            line(table.columns),
-            line(["---"] * len(table.columns)),
-            *(line(row) for row in table.itertuples(index=False)),
-        ]
-    )
+def _title(sae: SAE) -> str:
+    """`JumpReLU SAEs`, or `Top-k SAEs (k = 32)`."""
+    settings = sae.settings()
+    del settings["architecture"]
+    if not settings:
+        return sae.title
+    listed = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    return f"{sae.title} ({listed})"
+
+
+def _front_matter(models: list[str]) -> str:
+    lines = [
+        "---",
+        "library_name: sae_analysis",
+        "tags:",
+        "- sparse-autoencoder",
+        "- interpretability",
+    ]
+    if len(models) == 1 and "/" in models[0]:
+        lines.append(f"base_model: {models[0]}")
+    return "\n".join([*lines, "---"])
 
 # %% ../../nbs/trainer/10_publish.ipynb #27a99a3b
 def stage_upload(folder: str | Path, repo_id: str, out: str | Path) -> Path:
-    """Lays out in `out` what is to be uploaded: SAEs, histories, curves and the card."""
-    import matplotlib.pyplot as plt
-
-    saes, out = saes_in(folder), Path(out)
+    """Write what is to be uploaded to `out`: SAEs, histories, training curves and the card."""
+    out = Path(out)
+    saes = saes_in(folder)
     for name, sae in saes.items():
         save_pretrained(sae, out / name)
-        source = Path(folder) / f"sae_{name}_history.json"
-        if not source.exists():
-            continue
-        shutil.copy(source, out / name / "history.json")
-        history = json.loads(source.read_text(encoding="utf-8"))
-        fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-        plot_loss(history, axes[0])
-        plot_l0(history, axes[1])
-        fig.savefig(out / name / "training.png", dpi=120)
-        plt.close(fig)
+        history = Path(folder) / f"sae_{name}_history.json"
+        if history.exists():
+            shutil.copy(history, out / name / "history.json")
+            _plot_training(history, out / name / "training.png")
     write_text(out / "README.md", model_card(repo_id, saes))
     return out
 
+
+def _plot_training(history_file: Path, picture: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    history = json.loads(history_file.read_text(encoding="utf-8"))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    plot_loss(history, axes[0])
+    plot_l0(history, axes[1])
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+
 # %% ../../nbs/trainer/10_publish.ipynb #de1c9b1e
 def check_repo_id(repo_id: str) -> str:
-    """The name itself, when it can be a repository's; nobody is asked."""
+    """Return `repo_id` if it can be a repository's name; raises `InputError` if it cannot."""
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
-        raise InputError(
-            f"{repo_id!r} cannot be a repository's name: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{repo_id!r} cannot be a repository's name: {reason}") from None
     return repo_id
 
 # %% ../../nbs/trainer/10_publish.ipynb #ff7f414f
 def preview_upload(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """What `push_to_hub` would upload:
+    """What `push_to_hub` would upload: the repository, every file with its size, and the card.
 
-    the repository, every file with its size, and the card. Nothing is sent, and no network is
-    needed.
+    Nothing is sent, and no network is needed.
     """
     check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as staging:
         out = stage_upload(folder, repo_id, staging)
-        sizes = {
-            path.relative_to(out).as_posix(): path.stat().st_size
-            for path in sorted(out.rglob("*"))
-            if path.is_file()
-        }
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        sizes = {path.relative_to(out).as_posix(): path.stat().st_size for path in files}
         card = (out / "README.md").read_text(encoding="utf-8")
-    rows = "\n".join(f"  {size:>15,}  {name}" for name, size in sizes.items())
-    return (
+    listing = "\n".join(f"  {size:>15,}  {name}" for name, size in sizes.items())
+    visibility = "private" if private else "public"
+    summary = (
         f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would be uploaded to the"
-        f" {'private' if private else 'public'} repository {repo_id}:\n{rows}\n\nREADME.md, the"
-        f" card:\n\n{card}"
+        f" {visibility} repository {repo_id}:"
     )
+    return f"{summary}\n{listing}\n\nREADME.md, the card:\n\n{card}"
+
+# %% ../../nbs/trainer/10_publish.ipynb #2f1d4909
+def _raise_upload_error(error: Exception, repo_id: str) -> NoReturn:
+    """Raise an `InputError` that says what to do, or `error` itself if it is not the Hub's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        if error.response.status_code in (401, 403):
+            raise InputError(
+                f"you may not write to {repo_id}: run `hf auth login` with a token that may write,"
+                " or choose a repository of your own"
+            ) from None
+    causes = [cause for cause in (error, error.__cause__) if isinstance(cause, Exception)]
+    if not any(isinstance(cause, HfHubHTTPError) or is_network_error(cause) for cause in causes):
+        raise error
+    if type(error).__name__.startswith(("Connect", "OfflineMode")):
+        raise InputError(
+            f"cannot reach the Hugging Face Hub; nothing was sent to {repo_id}"
+        ) from None
+    reason = str(error).splitlines()[0][:200]
+    raise InputError(
+        f"the upload to {repo_id} broke off ({type(error).__name__}: {reason}); start it again:"
+        " files that have arrived are not sent twice"
+    ) from error
 
 # %% ../../nbs/trainer/10_publish.ipynb #712d0be3
 def push_to_hub(
     folder: str | Path,  # of a training run, or one that `save_pretrained` wrote
-    repo_id: str,  # such as "me/pocket-saes"; made when it is not there
+    repo_id: str,  # such as "me/pocket-saes"; created if it does not exist
     private: bool = False,
     token: str | None = None,  # None: the one of `hf auth login`
 ) -> str:
-    """Publishes the SAEs of a folder on the Hugging Face Hub; returns the address."""
+    """Publish the SAEs of a folder on the Hugging Face Hub; returns the repository's address.
+
+    Raises `InputError` if the name is invalid, the token may not write, or the transfer fails.
+
+    Example: `push_to_hub("models/checkpoints", "me/gpt2-saes")`.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as staging:
@@ -247,27 +292,5 @@ def push_to_hub(
                 repo_id=repo_id, folder_path=staging, commit_message="SAEs, with what made them"
             )
         except Exception as error:
-            if (
-                isinstance(error, HfHubHTTPError)
-                and error.response is not None
-                and error.response.status_code in (401, 403)
-            ):
-                raise InputError(
-                    f"you may not write to {repo_id}: run `hf auth login` with a token that may"
-                    " write, or choose a name of your own"
-                ) from None
-            if not any(
-                isinstance(each, HfHubHTTPError) or is_network_error(each)
-                for each in (error, error.__cause__)
-            ):
-                raise
-            if type(error).__name__.startswith(("Connect", "OfflineMode")):
-                raise InputError(
-                    f"cannot reach the Hugging Face Hub; nothing was sent to {repo_id}"
-                ) from None
-            raise InputError(
-                f"the upload to {repo_id} broke off ({type(error).__name__}:"
-                f" {str(error).splitlines()[0][:200]}); start it again, what has arrived is not"
-                " sent twice"
-            ) from error
+            _raise_upload_error(error, repo_id)
     return str(address)
