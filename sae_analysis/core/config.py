@@ -79,8 +79,8 @@ class TrainConfig:
     seed: int = 0  # decides the initial weights, the split and the order of rows
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm")
-        positive += ("shuffle_rows", "patience")
+        positive = ["epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm"]
+        positive += ["shuffle_rows", "patience"]
         _check_positive("sae_training", {name: getattr(self, name) for name in positive})
         if self.l0_at_start < 1:
             raise InputError(

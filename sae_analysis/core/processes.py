@@ -36,7 +36,7 @@ class Processes:
         """Whether this is the one that writes files and shows progress."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+    def share(self, items: Any) -> Any:
         """This process's part of `items`: every `world`-th."""
         return items[self.rank :: self.world]
 

@@ -415,20 +415,20 @@ def extract(
         options["num_tokens"] = num_tokens
     config = with_options(config or ExtractConfig(), options)
     layers = model.check_layers([layers] if isinstance(layers, int) else layers)
-    out = writable_folder(out)
+    folder = writable_folder(out)
     processes = join_processes(model.device.type, minutes=24 * 60)
     identity = run_identity(model, corpus, config)
     folders = processes.first_then_others(
-        lambda: _open_folders(out, layers, identity, config.num_tokens)
+        lambda: _open_folders(folder, layers, identity, config.num_tokens)
     )
     lacks_rows = any(is_incomplete(folder, config.num_tokens) for folder in folders.values())
     if lacks_rows:
-        _write_missing(model, corpus, config, folders, out, processes)
+        _write_missing(model, corpus, config, folders, folder, processes)
     unfinished = any("corpus_ended" not in folder.manifest for folder in folders.values())
     if processes.first and (lacks_rows or unfinished):
-        _finish(_open_folders(out, layers, identity), config.num_tokens)
+        _finish(_open_folders(folder, layers, identity), config.num_tokens)
     processes.wait()
-    return _open_stores(out, layers, config)
+    return _open_stores(folder, layers, config)
 
 
 def _open_stores(

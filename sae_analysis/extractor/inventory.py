@@ -26,11 +26,11 @@ def shard_folders(path: str | Path) -> list[ShardFolder]:
 
     Raises `InputError` when there is none.
     """
-    path = as_path(path)
-    if (path / "manifest.json").is_file():
-        places = [path]
+    root = as_path(path)
+    if (root / "manifest.json").is_file():
+        places = [root]
     else:
-        places = sorted(file.parent for file in path.rglob("manifest.json"))
+        places = sorted(file.parent for file in root.rglob("manifest.json"))
     folders = [folder for folder in map(ShardFolder, places) if "shard_windows" in folder.manifest]
     if not folders:
         raise InputError(f"{path} holds no activations: no store's manifest.json lies there")

@@ -181,6 +181,8 @@ class LiveText:
 class LiveStore(RowStore):
     """Rows `[rows, d_model]` of one layer, computed when they are asked for."""
 
+    layer: int  # never None: these rows come from a model
+
     def __init__(self, text: LiveText, layer: int):
         self.text = text
         self.layer = layer

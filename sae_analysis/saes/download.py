@@ -53,12 +53,11 @@ def _files_to_fetch(family: SAEFamily, relative: str, name: str) -> dict[str, Re
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi()
-    repository = {"repo_id": family.repo, "revision": family.revision}
-    entries = api.get_paths_info(paths=[relative], **repository)
-    single = [entry for entry in entries if isinstance(entry, RepoFile)]
+    info = api.get_paths_info(family.repo, paths=[relative], revision=family.revision)
+    single = [entry for entry in info if isinstance(entry, RepoFile)]
     if single:
         return {Path(entry.path).name: entry for entry in single}
-    entries = api.list_repo_tree(path_in_repo=relative, **repository)
+    entries = api.list_repo_tree(family.repo, path_in_repo=relative, revision=family.revision)
     files = {Path(entry.path).name: entry for entry in entries if isinstance(entry, RepoFile)}
     for names in SAE_FILES:
         if set(names) <= set(files):

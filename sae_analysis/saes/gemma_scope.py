@@ -37,7 +37,9 @@ def load_gemma_scope(path: str | Path) -> SAE:
         raise InputError(
             f"{path} cannot be read as Gemma Scope parameters ({needed}): {error}"
         ) from None
-    return add_metadata(sae_from_weights(**weights), path.parent)
+    W_enc, b_enc, W_dec, b_dec, threshold = [weights[name] for name in PARAMETERS]
+    sae = sae_from_weights(W_enc, b_enc, W_dec, b_dec, threshold)
+    return add_metadata(sae, path.parent)
 
 # %% ../../nbs/saes/09_gemma_scope.ipynb #8474d262
 def save_gemma_scope(sae: SAE, folder: str | Path) -> Path:

@@ -109,7 +109,9 @@ def _sae_from_lens(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path
             W_mag, b_mag, threshold = gated_to_jumprelu(W_enc, *gates, b_dec if centred else None)
             return sae_from_weights(W_mag, b_mag, W_dec, b_dec, threshold)
         b_enc = weights["b_enc"]
-        threshold = weights["threshold"] if kind == "jumprelu" else weights.get("threshold", 0.0)
+        thresholds: Tensor | float = 0.0
+        if kind == "jumprelu" or "threshold" in weights:
+            thresholds = weights["threshold"]
     except KeyError as error:
         raise InputError(f"{folder} is incomplete: {kind} needs the weight {error}") from None
     if cfg.get("rescale_acts_by_decoder_norm"):
@@ -117,7 +119,7 @@ def _sae_from_lens(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path
         W_enc = W_enc * decoder_norm
         b_enc = b_enc * decoder_norm
         W_dec = W_dec / decoder_norm[:, None]
-    return sae_from_weights(W_enc, b_enc, W_dec, b_dec, threshold, centred, k)
+    return sae_from_weights(W_enc, b_enc, W_dec, b_dec, thresholds, centred, k)
 
 # %% ../../nbs/saes/06_saelens.ipynb #15c70396
 def _check_lens_settings(cfg: dict[str, Any], folder: Path) -> None:

@@ -57,6 +57,6 @@ class Normalizer:
             }
         )
         folded = turned.fold(self.scale)
-        folded.b_enc -= self.mean @ folded.W_enc
-        folded.b_dec += self.mean
+        folded.b_enc.sub_(self.mean @ folded.W_enc)
+        folded.b_dec.add_(self.mean)
         return folded

@@ -95,7 +95,7 @@ class LayerRun:
             return
         epochs = len(trainer.history.get("l0", []))
         if epochs > self.written:
-            if trainer.history["best_epoch"] == epochs - 1:
+            if trainer.best is not None and trainer.history["best_epoch"] == epochs - 1:
                 self.files.write_sae("best", trainer.best)
             self.files.write_history(trainer.history)
             self.written = epochs

@@ -207,7 +207,7 @@ class Stepper:
         l0 = sums.active.sum().item() / sums.rows
         window = inside / (sums.rows * sae.config.bandwidth)
         if sae.config.target_l0 is not None:
-            sae.threshold += threshold_shift(l0, self.target, window)
+            sae.threshold.add_(threshold_shift(l0, self.target, window))
         sae.threshold.clamp_(min=0)
         self.low.refresh(sae)
         self.silent = torch.where(sums.active > 0, 0, self.silent + sums.rows)

@@ -247,7 +247,8 @@ class Trainer:
         if not len(indices):  # all of them were sinks
             self.stepper.skip()
             return
-        rows = self.store.rows(self.processes.share(indices)).to(self.device)
+        share = np.asarray(self.processes.share(indices))
+        rows = self.store.rows(share).to(self.device)
         x = self.normalizer.apply(rows, self.stepper.dtype)  # [rows, d_model]
         stats = self.stepper.step(x, len(indices) * self.store.d_model)
         if not math.isfinite(stats.mse):

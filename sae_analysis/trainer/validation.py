@@ -54,6 +54,8 @@ def match_target_l0(sae: JumpReLUSAE, x: Tensor) -> float:
 
     The rows are normalised, in full precision. Returns the L0 that was reached.
     """
+    if sae.config.target_l0 is None:
+        raise ValueError("an SAE without a target L0 has nothing to match")
     z = sae.preactivations(x)  # [rows, d_hidden]
     above = z - sae.threshold
     wanted = sae.config.target_l0 * len(x)
