@@ -42,8 +42,8 @@ test-browser: .venv/installed-dev   ## quickstart, explorers and report in Jupyt
 	else echo "this test needs Chromium; install chromium (Debian: apt-get install chromium) or google-chrome, and try again"; exit 1; fi
 	$(BIN)/python .ci/browser.py
 
-checks: .venv/installed-dev   ## notebooks and package in step, README fresh, docs buildable, wheel complete
-	$(BIN)/python .ci/checks.py sync order readme docs wheel
+checks: .venv/installed-dev   ## format, lint, types and style; notebooks and package in step; README, docs, wheel
+	$(BIN)/python .ci/checks.py format lint types style sync order readme docs wheel
 	$(BIN)/python .ci/test_structure.py
 
 readme: .venv/installed-dev   ## write README.md from nbs/index.ipynb

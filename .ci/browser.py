@@ -4,12 +4,26 @@ A step is a function of a `Lab` in `STEPS`. It opens notebooks or pages, says wi
 both themes. After each step, whatever no page may do (errors in the console, alerts, requests to other machines) fails it as well.
 """
 
-import argparse, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, traceback, types, urllib.request
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import types
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
-import greenlet, nbformat
+import greenlet
+import nbformat
 from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -373,9 +387,11 @@ def explorer_notebook(path: Path) -> None:
 
 def report_page(path: Path) -> None:
     """Writes the report of an SAE one of whose tokens is hostile."""
-    import pandas as pd, torch
-    from sae_analysis.interpreter.evaluation import Quality
+    import pandas as pd
+    import torch
+
     from sae_analysis.explorer.report import report_html
+    from sae_analysis.interpreter.evaluation import Quality
     from sae_analysis.interpreter.features import Features
 
     steps = list(range(1, 101))

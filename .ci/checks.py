@@ -178,6 +178,31 @@ def check_order() -> None:
     assert not problems, "\n".join(problems)
 
 
+# Lines, names and types
+
+FORMATTED = ["nbs", "sae_analysis", "benchmarks", ".ci"]
+
+
+def check_format() -> None:
+    """Notebooks and modules are formatted."""
+    run(str(BIN / "ruff"), "format", "--check", *FORMATTED)
+
+
+def check_lint() -> None:
+    """Nothing that the linter's rules in pyproject.toml forbid."""
+    run(str(BIN / "ruff"), "check", "--output-format", "concise", *FORMATTED)
+
+
+def check_types() -> None:
+    """The package has no type errors."""
+    run(str(BIN / "mypy"))
+
+
+def check_style() -> None:
+    """Lines, functions and prose stay within the limits of .ci/style.py."""
+    run(sys.executable, str(ROOT / ".ci" / "style.py"), "--check")
+
+
 # The README
 
 
@@ -304,6 +329,10 @@ def check_wheel() -> None:
 
 
 CHECKS = {
+    "format": check_format,
+    "lint": check_lint,
+    "types": check_types,
+    "style": check_style,
     "sync": check_sync,
     "order": check_order,
     "readme": check_readme,

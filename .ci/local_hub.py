@@ -1,6 +1,10 @@
 """A Hub on this machine for tests: the requests that `datasets` and `huggingface_hub` make of repositories, reading and writing, and failures on purpose."""
 
-import base64, hashlib, json, re, threading
+import base64
+import hashlib
+import json
+import re
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable
 from urllib.parse import parse_qs, unquote, urlsplit

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from structure import absolute_module, check_structure, imported_modules
+from structure import check_structure
 
 
 def write(path: Path, text: str = "") -> None:

@@ -1,8 +1,12 @@
 """Which features fire where the assistant begins to speak: our survey against the loop of the public code behind the spec, on a small Llama-shaped model with SAEs of 131,072 latents."""
 
-import json, subprocess, sys, tempfile
+import json
+import subprocess
+import sys
+import tempfile
 from itertools import islice
 from pathlib import Path
+
 import pandas as pd
 import torch
 from harness import Goal, flags, report
@@ -16,9 +20,10 @@ def make(folder: Path, d_hidden: int, prompts: int) -> None:
     questions about documentation with the text they are about.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
-    from sae_analysis.saes.dictionary_learning import save_dictionary
+
     from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.models.language_model import load_model
+    from sae_analysis.saes.dictionary_learning import save_dictionary
     from sae_analysis.saes.weights import sae_from_weights as assemble
 
     torch.manual_seed(0)
@@ -117,9 +122,10 @@ def spec_loop(folder: Path) -> int:
 
 
 def ours(folder: Path) -> int:
-    from sae_analysis.saes.families import register_family as register, SAEFamily as Published
+    from sae_analysis.analysis.survey import Survey, chosen_sources, run_survey
     from sae_analysis.loaders.prompts import load_prompts
-    from sae_analysis.analysis.survey import chosen_sources, run_survey, Survey
+    from sae_analysis.saes.families import SAEFamily as Published
+    from sae_analysis.saes.families import register_family as register
 
     register(
         Published(

@@ -1,14 +1,20 @@
 """Activations of all layers of a GPT-2-small shape (random weights serve for timing) on real text: ours against the guide's way, one padded pass, and SAELens."""
 
-import random, subprocess, sys, tempfile, time
+import random
+import subprocess
+import sys
+import tempfile
+import time
 from itertools import islice
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
 from harness import Goal, flags, median_seconds, report
-from sae_analysis.models.language_model import fuse_gelu
+
 from sae_analysis.core.devices import compute_dtype
+from sae_analysis.models.language_model import fuse_gelu
 
 CONTEXT, BATCH = 512, 8
 
@@ -17,8 +23,8 @@ def texts_of(path: str) -> list[str]:
     """Two thousand documents or so, in random order, so that a few batches have lengths like those
     of all.
     """
-    from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.loaders.corpora import TextCorpus
+    from sae_analysis.loaders.docs import DocsCorpus
 
     texts = [
         document.text for document in islice(TextCorpus(path) if path else DocsCorpus(), 20_000)
@@ -32,6 +38,7 @@ def gpt2(device: str, quick: bool):
     it.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
+
     from sae_analysis.models.language_model import LanguageModel, load_model
 
     torch.manual_seed(0)
@@ -127,6 +134,7 @@ class Ways:
         from datasets import Dataset
         from sae_lens.training.activations_store import ActivationsStore
         from transformer_lens.model_bridge import TransformerBridge
+
         from sae_analysis.loaders.windows import pack_windows as pack
 
         self.model.model.save_pretrained(f"{self.folder}/model")
@@ -228,9 +236,9 @@ def accuracy(folder: str, tokens: int) -> dict[str, float]:
 
     error of its activations, and FVU on fp32 rows of SAEs trained on either.
     """
-    from sae_analysis.extractor.store import ActivationStore
     from sae_analysis.core.config import SAEConfig, TrainConfig
     from sae_analysis.extractor.extraction import extract
+    from sae_analysis.extractor.store import ActivationStore
     from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.models.language_model import load_model
     from sae_analysis.saes.reconstruction import Reconstruction

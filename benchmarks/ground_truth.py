@@ -1,12 +1,14 @@
 """Data made of known sparse features, with unequal frequencies and correlations: which trainer finds them? Mean maximum cosine similarity and recall."""
 
-import os, time
+import os
+import time
 
 os.environ["OMP_NUM_THREADS"] = "1"
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
+
 import numpy as np
 import pandas as pd
 import torch
@@ -88,8 +90,8 @@ def measure(mix: str, trainer: str, rate: float | None, seed: int, rows: int) ->
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    from sae_analysis.extractor.store import ActivationStore
     from sae_analysis.core.config import SAEConfig, TrainConfig
+    from sae_analysis.extractor.store import ActivationStore
     from sae_analysis.trainer.runs import train
 
     os.environ["TQDM_DISABLE"] = "1"

@@ -1,6 +1,11 @@
 """What every benchmark shares: its flags, its table, its file in results/, and the goals it is held against."""
 
-import argparse, json, os, platform, sys, time
+import argparse
+import json
+import os
+import platform
+import sys
+import time
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version

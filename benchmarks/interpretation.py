@@ -1,13 +1,17 @@
 """Evidence for every feature of an SAE from 1,000 texts: ours against the forward passes alone, and against the guide's loop on a slice; 131,072 latents in a stated memory."""
 
-import subprocess, sys, time
+import subprocess
+import sys
+import time
 from pathlib import Path
+
 import pandas as pd
 import torch
 from extraction import gpt2, texts_of
 from harness import Goal, flags, report
-from sae_analysis.interpreter.batches import rows_from_texts as text_rows
+
 from sae_analysis.core.config import SAEConfig
+from sae_analysis.interpreter.batches import rows_from_texts as text_rows
 from sae_analysis.interpreter.features import interpret
 from sae_analysis.models.language_model import fuse_gelu
 from sae_analysis.saes.jumprelu import JumpReLUSAE

@@ -1,6 +1,7 @@
 """The peers' own trainers behind one interface: `step(x)` on normalised rows, `sae()` as an encoder and a decoder."""
 
 import warnings
+
 import torch
 
 warnings.filterwarnings("ignore")

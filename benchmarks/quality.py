@@ -1,6 +1,8 @@
 """The frontier of sparsity against fidelity: our SAEs and the peers', trained on the same rows with the same budget, measured on held-out text by one evaluator."""
 
-import os, tempfile, time
+import os
+import tempfile
+import time
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two jobs at a time, one thread each
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +11,7 @@ from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -38,11 +41,11 @@ class Job:
 
 def trained(job: Job):
     """A JumpReLU SAE for raw activations, by the job's trainer."""
+    from sae_analysis.core.config import SAEConfig, TrainConfig
     from sae_analysis.extractor.shuffling import row_batches as batches
     from sae_analysis.extractor.store import open_store
-    from sae_analysis.core.config import SAEConfig, TrainConfig
-    from sae_analysis.trainer.split import split_rows as choose_rows
     from sae_analysis.trainer.runs import train
+    from sae_analysis.trainer.split import split_rows as choose_rows
 
     store = open_store(Path(job.folder) / f"layer_{job.layer}_states").head(job.tokens)
     config = TrainConfig(epochs=1, batch_size=BATCH, seed=job.seed)
@@ -80,7 +83,6 @@ def as_jumprelu(peer, store, scale: float, job: Job, norm_limit: float):
     """
     from sae_analysis.core.config import SAEConfig
     from sae_analysis.saes.dictionary_learning import from_dictionary
-
     from sae_analysis.saes.jumprelu import JumpReLUSAE
 
     if hasattr(peer, "sae"):  # SAELens, which subtracts b_dec from its input
@@ -142,8 +144,8 @@ def measure(job: Job) -> dict:
 
 
 def corpus_of(folder: str):
-    from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.loaders.corpora import TextCorpus
+    from sae_analysis.loaders.docs import DocsCorpus
 
     text = (Path(folder) / "text").read_text()
     return TextCorpus(text) if text else DocsCorpus()

@@ -5,10 +5,11 @@ import pandas as pd
 import torch
 from harness import Goal, alternate, flags, median_seconds, report
 from peers import DictionaryLearning, SAELens
+
 from sae_analysis.core.config import SAEConfig, TrainConfig
-from sae_analysis.trainer.normalizer import Normalizer
-from sae_analysis.trainer.step import initial_sae, Stepper
 from sae_analysis.core.devices import compute_dtype
+from sae_analysis.trainer.normalizer import Normalizer
+from sae_analysis.trainer.step import Stepper, initial_sae
 
 BATCH, L0, D_MODEL = 2048, 75, 768
 GOALS = {4096: 8.0, 24_576: 12.0}
@@ -21,6 +22,7 @@ def activations(rows: int, device: str) -> torch.Tensor:
     them.
     """
     import tempfile
+
     from sae_analysis.extractor.extraction import extract
     from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.models.language_model import load_model

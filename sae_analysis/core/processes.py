@@ -9,7 +9,7 @@ import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, Callable, TypeVar
 
 from .errors import InputError
 

@@ -363,7 +363,7 @@ def check_length(rows: int, num_tokens: int, strict: bool) -> None:
     message = f"the corpus ended after {rows:,} of {num_tokens:,} tokens; they are kept"
     if strict:
         raise InputError(f"{message}. Give more text, or ask for fewer tokens.")
-    warnings.warn(message)
+    warnings.warn(message, stacklevel=2)
 
 
 def _warn_of_disk(needed: int, out: Path) -> None:

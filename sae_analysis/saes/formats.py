@@ -17,8 +17,8 @@ from ..core.errors import InputError
 from .dictionary_learning import load_dictionary, save_dictionary
 from .gemma_scope import load_gemma_scope, save_gemma_scope
 from .native import load_checkpoint, save_checkpoint
-from .saelens import from_pretrained, save_pretrained
 from .sae import SAE
+from .saelens import from_pretrained, save_pretrained
 from .sparsify import load_sparsify, save_sparsify
 
 # %% auto #0

@@ -122,13 +122,13 @@ class Trainer:
         sae_config: SAEConfig,
         config: TrainConfig,
         device: str | None = None,  # None: the best this machine has
-        processes: Processes = Processes(),
+        processes: Processes | None = None,  # None: this process alone
     ):
         _check_width(store, sae_config)
         self.store = store
         self.config = config
         self.device = pick_device(device)
-        self.processes = processes
+        self.processes = processes or Processes()
         self.split = split_rows(store, config)
         self.steps_per_epoch = len(self.split.train) // config.batch_size
         sample = self._coordinate_sample()
