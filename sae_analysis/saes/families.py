@@ -16,9 +16,9 @@ from ..core.config import read_yaml
 from ..core.errors import InputError, suggestion
 
 # %% auto #0
-__all__ = ['REGISTRY', 'PUBLISHED_LAYERS', 'PUBLISHED_TRAINERS', 'SAE_FILES', 'FAMILY_EXAMPLE', 'FIELD_TYPES', 'Source',
-           'parse_source', 'SAEFamily', 'register_family', 'family_of', 'feature_link', 'sae_folders', 'is_sae',
-           'local_path', 'layers_in', 'read_families']
+__all__ = ['REGISTRY', 'PUBLISHED_LAYERS', 'PUBLISHED_TRAINERS', 'KNOWN_FAMILIES', 'SAE_FILES', 'FAMILY_EXAMPLE', 'FIELD_TYPES',
+           'Source', 'parse_source', 'SAEFamily', 'register_family', 'family_of', 'feature_link', 'sae_folders',
+           'is_sae', 'local_path', 'layers_in', 'read_families']
 
 # %% ../../nbs/saes/11_families.ipynb #90e71b11
 @dataclass(frozen=True, order=True)
@@ -138,9 +138,7 @@ def family_of(name: str) -> SAEFamily:
 # %% ../../nbs/saes/11_families.ipynb #ab7ef3f1
 PUBLISHED_LAYERS = (3, 7, 11, 15, 19, 23, 27)  # of the SAEs for Llama and for Qwen
 PUBLISHED_TRAINERS = (0, 1, 2, 3)
-
-
-register_family(
+KNOWN_FAMILIES = [
     SAEFamily(
         name="llama",
         model="meta-llama/Llama-3.1-8B-Instruct",
@@ -152,11 +150,7 @@ register_family(
         link="https://www.neuronpedia.org/llama3.1-8b-it/{layer}-resid-post-aa/{feature}",
         all_layers=PUBLISHED_LAYERS,
         trainers=PUBLISHED_TRAINERS,
-    )
-)
-
-
-register_family(
+    ),
     SAEFamily(
         name="qwen",
         model="Qwen/Qwen2.5-7B-Instruct",
@@ -168,11 +162,7 @@ register_family(
         link="https://www.neuronpedia.org/qwen2.5-7b-it/{layer}-resid-post-aa/{feature}",
         all_layers=PUBLISHED_LAYERS,
         trainers=PUBLISHED_TRAINERS,
-    )
-)
-
-
-register_family(
+    ),
     SAEFamily(
         name="pocket",
         model="pocket",
@@ -181,8 +171,11 @@ register_family(
         layers=(2,),
         trainer=0,
         folder="demo_output/checkpoints",
-    )
-);
+    ),
+]
+
+for known_family in KNOWN_FAMILIES:
+    register_family(known_family)
 
 # %% ../../nbs/saes/11_families.ipynb #4d851880
 def feature_link(source: Source, feature: int) -> str:
