@@ -212,6 +212,7 @@ def readme_text() -> str:
     import pypandoc
 
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("#| hide")]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = []
@@ -220,6 +221,7 @@ def readme_text() -> str:
     options = ["--wrap=none"]
     text = pypandoc.convert_text(source, "gfm-raw_html", format="ipynb", extra_args=options)
     text = re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n")).strip()
+    text = re.sub(r"\]\((images/|\w+(?:/\w+)*\.ipynb)", r"](nbs/\1", text)
     return f"<!-- Written from nbs/index.ipynb by `make readme`; edit that. -->\n\n{text}\n"
 
 
