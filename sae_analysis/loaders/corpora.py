@@ -10,138 +10,204 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 from ..core.errors import InputError, is_network_error, log
 from ..core.statistics import hash_fraction
 from .documents import Corpus, Document, files_version, read_table
 
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
 # %% auto #0
-__all__ = ['WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', 'TextCorpus', 'fingerprint_of', 'wikipedia_date', 'reconnecting',
-           'WikipediaCorpus']
+__all__ = ['ROWS_BETWEEN_STATES', 'WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', 'WIKIPEDIA_COLUMNS', 'TextCorpus',
+           'fingerprint_of', 'reconnecting', 'wikipedia_date', 'WikipediaCorpus']
 
 # %% ../../nbs/loaders/01_corpora.ipynb #df973fee
 class TextCorpus(Corpus):
-    """Documents from a list of strings, or from a `.txt`, `.jsonl` or `.parquet` file, or from all
-    of these in a folder.
+    """Documents from a list of strings, a `.txt`, `.jsonl` or `.parquet` file, or a folder of these.
+
+    Raises `InputError` if there is no such file, or a table lacks the column.
     """
 
     KINDS = (".txt", ".jsonl", ".parquet")
 
     def __init__(
         self,
-        source: str | Path | Iterable[str],  # texts, or where they lie
-        column: str = "text",  # the column or key that holds the text
+        source: str | Path | Iterable[str],  # a path, or texts
+        column: str = "text",  # of a table: the column or key that holds the text
         heldout_share: float = 0.05,
     ):
-        self.source = (
-            Path(source) if isinstance(source, (str, Path)) else [str(text) for text in source]
-        )
-        self.column, self.heldout_share = column, heldout_share
-        if isinstance(self.source, Path) and not self.source.exists():
-            raise InputError(
-                f"there is no text at {self.source}; give a list of strings, or a"
-                f" {', '.join(self.KINDS)} file or a folder of them"
-            )
-        left = (
-            [file.name for file in self.files(all_kinds=True) if file.suffix not in self.KINDS]
-            if isinstance(self.source, Path) and self.source.is_dir()
-            else []
-        )
-        if left:
-            log.warning(
-                "%s: files that are no %s are left out: %s",
-                self.source,
-                ", ".join(self.KINDS),
-                ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else ""),
-            )
+        self.column = column
+        self.heldout_share = heldout_share
+        self.source: Path | list[str]
+        if isinstance(source, (str, Path)):
+            self.source = Path(source)
+            self._check_source(self.source)
+        else:
+            self.source = [str(text) for text in source]
 
-    def files(self, all_kinds: bool = False) -> list[Path]:
-        """The files that are read, in order."""
+    def _check_source(self, source: Path) -> None:
+        """Raise if there is nothing at the path; warn of files that are not read."""
+        kinds = ", ".join(self.KINDS)
+        if not source.exists():
+            raise InputError(
+                f"there is no text at {source}; give a list of strings, or a {kinds} file or a"
+                " folder of them"
+            )
+        if not source.is_dir():
+            return
+        others = [file.name for file in _files_below(source) if file.suffix not in self.KINDS]
+        if others:
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            listed = ", ".join(others[:5]) + more
+            log.warning("%s: files other than %s are left out: %s", source, kinds, listed)
+
+    def files(self) -> list[Path]:
+        """The files that are read, in order; none for a list of strings."""
+        if isinstance(self.source, list):
+            return []
         if not self.source.is_dir():
             return [self.source]
-        return [
-            file
-            for file in sorted(self.source.rglob("*"))
-            if file.is_file()
-            and not file.name.startswith(".")
-            and (all_kinds or file.suffix in self.KINDS)
-        ]
+        return [file for file in _files_below(self.source) if file.suffix in self.KINDS]
 
     def all_documents(self) -> Iterator[Document]:
         if isinstance(self.source, list):
-            yield from (Document(f"text-{i}", text) for i, text in enumerate(self.source))
-        else:
-            for file in self.files():
-                yield from self._documents_of(file, self._name_of(file))
-
-    def _name_of(self, file: Path) -> str:
-        return str(file.relative_to(self.source)) if self.source.is_dir() else file.name
-
-    def _documents_of(self, file: Path, name: str) -> Iterator[Document]:
-        """A text file of a folder is one document.
-
-        One by itself has a document in each paragraph; a table has one in each row.
-        """
-        if file.suffix != ".txt":
-            for i, row in enumerate(read_table(file, [self.column])):
-                yield Document(
-                    f"{name}:{i}" if row.get("id") is None else str(row["id"]), row[self.column]
-                )
+            for index, text in enumerate(self.source):
+                yield Document(f"text-{index}", text)
             return
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if "\ufffd" in text:
-            log.warning(
-                "%s is no UTF-8 text, or says that it was none before: what cannot be read stands"
-                " as \ufffd",
-                file,
-            )
-        if self.source.is_dir():
-            yield Document(name, text)
-        else:
-            yield from (
-                Document(f"{name}:{i}", part)
-                for i, part in enumerate(re.split(r"\n\s*\n", text))
-                if part.strip()
-            )
+        for file in self.files():
+            name = _name_in(self.source, file)
+            if file.suffix != ".txt":
+                yield from _documents_in_table(file, name, self.column)
+            elif self.source.is_dir():
+                yield Document(name, _read_text(file))
+            else:
+                yield from _paragraphs(name, _read_text(file))
 
     def description(self) -> dict[str, Any]:
         if isinstance(self.source, Path):
             return {"source": self.source.name, "column": self.column}
-        return {"texts": len(self.source), "hash": round(hash_fraction("\0".join(self.source)), 12)}
+        digest = hash_fraction("\0".join(self.source))
+        return {"texts": len(self.source), "hash": round(digest, 12)}
 
     def version(self) -> str:
         if isinstance(self.source, list):
             return ""
-        return files_version((self._name_of(file), file) for file in self.files())
+        return files_version((_name_in(self.source, file), file) for file in self.files())
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files below a folder, hidden ones left out, in order."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [file for file in files if not file.name.startswith(".")]
+
+
+def _name_in(source: Path, file: Path) -> str:
+    return str(file.relative_to(source)) if source.is_dir() else file.name
+
+
+def _read_text(file: Path) -> str:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if "\ufffd" in text:
+        log.warning(
+            "%s is not valid UTF-8, or was damaged before: unreadable bytes are read as \ufffd",
+            file,
+        )
+    return text
+
+
+def _paragraphs(name: str, text: str) -> Iterator[Document]:
+    for index, paragraph in enumerate(re.split(r"\n\s*\n", text)):
+        if paragraph.strip():
+            yield Document(f"{name}:{index}", paragraph)
+
+
+def _documents_in_table(file: Path, name: str, column: str) -> Iterator[Document]:
+    """One document a row, named by its `id` if it has one."""
+    for index, row in enumerate(read_table(file, [column])):
+        identifier = row.get("id")
+        yield Document(f"{name}:{index}" if identifier is None else str(identifier), row[column])
 
 # %% ../../nbs/loaders/01_corpora.ipynb #a24124d1
 def fingerprint_of(source: Corpus | Sequence[Document]) -> dict[str, Any]:
-    """What tells a corpus, or documents, from others:
-
-    texts, and the names that decide what is held out.
-    """
+    """What tells a corpus or a list of documents from others: texts, and names."""
     if isinstance(source, Corpus):
         return source.fingerprint()
-    return {
-        **TextCorpus([d.text for d in source]).fingerprint(),
-        "names": TextCorpus([d.id for d in source]).fingerprint()["hash"],
-    }
+    texts = TextCorpus([document.text for document in source])
+    names = TextCorpus([document.id for document in source])
+    return {**texts.fingerprint(), "names": names.fingerprint()["hash"]}
+
+# %% ../../nbs/loaders/01_corpora.ipynb #33a6889f
+ROWS_BETWEEN_STATES = 1000
+
+
+def reconnecting(
+    stream: IterableDataset,
+    tries: int = 6,  # how often to reconnect without getting any further
+    pause: float = 10.0,  # seconds before the first try; each pause is twice the one before
+) -> Iterator[dict[str, Any]]:
+    """The rows of a stream, which is opened again where it broke off when the network fails.
+
+    Raises `InputError` if the network keeps failing.
+    """
+    state = None  # of the stream, at some row
+    rows_since = 0  # rows given since that state
+    failures = 0  # without getting any further
+    while True:
+        try:
+            reading = _stream_at(stream, state)
+            for row in islice(reading, rows_since, None):
+                yield row
+                rows_since += 1
+                failures = 0
+                if rows_since == ROWS_BETWEEN_STATES:
+                    state = reading.state_dict()
+                    rows_since = 0
+            return
+        except Exception as error:
+            if not is_network_error(error):
+                raise
+            failures += 1
+            _wait_to_reconnect(error, failures, tries, pause)
+
+
+def _stream_at(stream: IterableDataset, state: dict[str, Any] | None) -> IterableDataset:
+    """A stream of its own at a state: a stream remembers its position, and others read this one."""
+    reading = copy.deepcopy(stream)
+    if state is not None:
+        reading.load_state_dict(state)
+    return reading
+
+
+def _wait_to_reconnect(error: Exception, failures: int, tries: int, pause: float) -> None:
+    reason = type(error).__name__
+    if failures > tries:
+        message = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"the network keeps failing ({reason}: {message}); what was read is kept. Run the same"
+            " command again later to resume"
+        ) from error
+    seconds = pause * 2 ** (failures - 1)
+    log.warning("the stream broke off (%s); reconnecting in %.0f seconds", reason, seconds)
+    time.sleep(seconds)
 
 # %% ../../nbs/loaders/01_corpora.ipynb #3fc0bc80
-# dumps that exist as plain Parquet files
-WIKIPEDIA_DATES = ["20231101"]
+WIKIPEDIA_DATES = ["20231101"]  # dumps that exist as plain Parquet files
+WIKIPEDIA_SCRIPT_DATES = ["20200501", "20220301", "20230601", "20231001"]  # in older code
 
 
-# dumps older code asks for
-WIKIPEDIA_SCRIPT_DATES = ["20200501", "20220301", "20230601", "20231001"]
-
-# %% ../../nbs/loaders/01_corpora.ipynb #226d590d
 def wikipedia_date(date: str) -> str:
-    """The dump to read for `date`: itself, or the successor of one that can no longer be loaded."""
+    """The dump to read for `date`: itself, or the successor of one that can no longer be loaded.
+
+    Raises `InputError` for a date that never was a dump.
+    """
     if date in WIKIPEDIA_DATES:
         return date
+    newest = WIKIPEDIA_DATES[-1]
     if date not in WIKIPEDIA_SCRIPT_DATES:
         raise InputError(
             f"there is no Wikipedia dump of {date!r}; dumps that can be streamed:"
@@ -149,94 +215,60 @@ def wikipedia_date(date: str) -> str:
         )
     warnings.warn(
         f"the Wikipedia dump {date} needed a dataset script, which is no longer supported; reading"
-        f" {WIKIPEDIA_DATES[-1]} instead"
+        f" {newest} instead",
+        stacklevel=2,
     )
-    return WIKIPEDIA_DATES[-1]
-
-# %% ../../nbs/loaders/01_corpora.ipynb #33a6889f
-def reconnecting(
-    stream: Any,  # an `IterableDataset`
-    tries: int = 6,  # how often to begin anew without getting any further
-    # seconds before the first of them; each pause is twice the one before
-    pause: float = 10.0,
-) -> Iterator[dict[str, Any]]:
-    """The rows of a stream.
-
-    When the network fails, the stream is opened again at the row where it broke off.
-    """
-    state, after, failed = None, 0, 0  # a state, and how many rows were given since
-    while True:
-        try:
-            # a stream remembers where it was read to; this one is read by others too
-            reading = copy.deepcopy(stream)
-            if state is not None:
-                reading.load_state_dict(state)
-            for row in islice(reading, after, None):
-                yield row
-                after, failed = after + 1, 0
-                if after == 1000:
-                    state, after = reading.state_dict(), 0
-            return
-        except Exception as error:
-            if not is_network_error(error):
-                raise
-            failed += 1
-            if failed > tries:
-                raise InputError(
-                    f"the network keeps failing ({type(error).__name__}:"
-                    f" {str(error).splitlines()[0][:200]}); what was read is kept: start the same"
-                    " command again later, it goes on from there"
-                ) from error
-            log.warning(
-                "the stream broke off (%s); opening it again in %.0f seconds",
-                type(error).__name__,
-                pause * 2 ** (failed - 1),
-            )
-            time.sleep(pause * 2 ** (failed - 1))
+    return newest
 
 # %% ../../nbs/loaders/01_corpora.ipynb #68257f5d
-class WikipediaCorpus(Corpus):
-    """Wikipedia articles, streamed from the Hub or from a local Parquet file of the same columns."""
+WIKIPEDIA_COLUMNS = ["id", "title", "text"]
 
-    # where `datasets` keeps what it downloads
+
+class WikipediaCorpus(Corpus):
+    """Wikipedia articles, streamed from the Hub or read from a local Parquet file.
+
+    Raises `InputError` if the dump or the file does not exist, or the Hub cannot be reached.
+    """
+
     def __init__(
         self,
-        cache_dir: str | Path | None = None,
+        cache_dir: str | Path | None = None,  # where `datasets` keeps what it downloads
         language: str = "en",
         date: str = "20231101",
-        # a local file with the columns id, url, title, text
-        path: str | Path | None = None,
+        path: str | Path | None = None,  # a local file with the columns id, url, title, text
         heldout_share: float = 0.05,
     ):
-        self.cache_dir, self.language, self.date = cache_dir, language, wikipedia_date(date)
-        self.path, self.heldout_share, self._stream = (
-            path or os.environ.get("SAE_ANALYSIS_WIKIPEDIA"),
-            heldout_share,
-            None,
-        )
+        self.cache_dir = cache_dir
+        self.language = language
+        self.date = wikipedia_date(date)
+        self.path = path or os.environ.get("SAE_ANALYSIS_WIKIPEDIA")
+        self.heldout_share = heldout_share
+        self._stream: IterableDataset | None = None
 
-    def load(self) -> "WikipediaCorpus":
-        """Opens the stream now, so that a missing file or network is noticed here.
-
-        Returns the corpus.
-        """
+    def load(self) -> WikipediaCorpus:
+        """Open the stream now, so that a missing file or network is noticed; returns the corpus."""
         if self.path is not None:
-            next(read_table(self.path, ["id", "title", "text"]), None)
-        elif self._stream is None:
-            self._stream = self._open_hub()
+            next(read_table(self.path, WIKIPEDIA_COLUMNS), None)
+        else:
+            self._hub_stream()
         return self
 
-    def _open_hub(self) -> Any:
+    def _hub_stream(self) -> IterableDataset:
+        if self._stream is None:
+            self._stream = self._open_hub()
+        return self._stream
+
+    def _open_hub(self) -> IterableDataset:
         from datasets import load_dataset
 
-        name = f"{self.date}.{self.language}"
+        edition = f"{self.date}.{self.language}"
         cache = str(Path(self.cache_dir) / "datasets") if self.cache_dir else None
         try:
             return load_dataset(
-                "wikimedia/wikipedia", name, split="train", streaming=True, cache_dir=cache
+                "wikimedia/wikipedia", edition, split="train", streaming=True, cache_dir=cache
             )
         except ValueError as error:  # datasets lists the configurations that exist
-            raise InputError(f"Wikipedia has no edition {name!r}: {error}") from None
+            raise InputError(f"Wikipedia has no edition {edition!r}: {error}") from None
         except (OSError, RuntimeError) as error:
             raise InputError(
                 "cannot reach wikimedia/wikipedia on the Hugging Face Hub; give"
@@ -246,19 +278,17 @@ class WikipediaCorpus(Corpus):
             ) from error
 
     def all_documents(self) -> Iterator[Document]:
-        rows = (
-            read_table(self.path, ["id", "title", "text"])
-            if self.path is not None
-            else reconnecting(self.load()._stream)
-        )
-        yield from (Document(str(row["id"]), row["text"]) for row in rows)
+        if self.path is not None:
+            rows = read_table(self.path, WIKIPEDIA_COLUMNS)
+        else:
+            rows = reconnecting(self._hub_stream())
+        for row in rows:
+            yield Document(str(row["id"]), row["text"])
 
     def version(self) -> str:
         return files_version([("", Path(self.path))]) if self.path is not None else ""
 
     def description(self) -> dict[str, Any]:
-        return (
-            {"path": Path(self.path).name}
-            if self.path is not None
-            else {"language": self.language, "date": self.date}
-        )
+        if self.path is not None:
+            return {"path": Path(self.path).name}
+        return {"language": self.language, "date": self.date}

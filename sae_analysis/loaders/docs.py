@@ -10,24 +10,24 @@ import importlib.util
 import re
 import sysconfig
 import warnings
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
+
 from ..core.statistics import hash_fraction
 from .documents import Corpus, Document, files_version
 from .prompts import Prompt
 
 # %% auto #0
-__all__ = ['DOCS_PACKAGES', 'DOCS_SKIPPED', 'QUESTIONS', 'module_files', 'docstring_key', 'definition_documents',
-           'topic_documents', 'DocsCorpus', 'question_of']
+__all__ = ['DOCS_PACKAGES', 'DOCS_SKIPPED', 'Definition', 'KINDS', 'QUESTIONS', 'FIRST_SENTENCE', 'module_files', 'docstring_key',
+           'definition_documents', 'topic_documents', 'module_documents', 'DocsCorpus', 'question_of']
 
 # %% ../../nbs/loaders/04_docs.ipynb #1477650a
 DOCS_PACKAGES = (
     "stdlib numpy pandas torch transformers datasets huggingface_hub matplotlib ipywidgets"
     " traitlets IPython fsspec pyarrow PIL jinja2 httpx tqdm safetensors"
 ).split()
-
-
 DOCS_SKIPPED = {
     "test",
     "tests",
@@ -40,111 +40,132 @@ DOCS_SKIPPED = {
     "vendor",
 }
 
-# %% ../../nbs/loaders/04_docs.ipynb #bf7568a9
+
 @lru_cache
 def module_files(package: str) -> tuple[tuple[str, Path], ...]:
-    """The (qualified module name, source file) pairs of an installed package, without importing it."""
+    """The (qualified module name, source file) pairs of an installed package, without importing it.
+
+    `stdlib` is the standard library; a package that is not installed has none.
+    """
+    prefix: tuple[str, ...]
     if package == "stdlib":
-        root, prefix = Path(sysconfig.get_paths()["stdlib"]), ()
+        root = Path(sysconfig.get_paths()["stdlib"])
+        prefix = ()
     else:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             return ()
-        root, prefix = Path(list(spec.submodule_search_locations)[0]), (package,)
+        root = Path(list(spec.submodule_search_locations)[0])
+        prefix = (package,)
     files = []
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).parts
         if DOCS_SKIPPED.isdisjoint(parts):
-            files.append((".".join(prefix + parts)[:-3].removesuffix(".__init__"), file))
+            module = ".".join(prefix + parts)[: -len(".py")].removesuffix(".__init__")
+            files.append((module, file))
     return tuple(files)
 
 # %% ../../nbs/loaders/04_docs.ipynb #92454803
 def docstring_key(docstring: str) -> str:
-    """The first words of a docstring, in lower case: what near-copies have in common."""
+    """The first eight words of a docstring in lower case: what near-copies have in common."""
     return " ".join(re.findall(r"\w+", docstring.lower())[:8])
 
 # %% ../../nbs/loaders/04_docs.ipynb #e9756297
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+KINDS = {ast.Module: "module", ast.ClassDef: "class"}  # everything else is a function
+
+
 def definition_documents(module: str, source: str, shortest: int = 60) -> Iterator[Document]:
-    """One document for the module and for each of its top-level definitions that say something."""
+    """One document for the module and for each of its top-level definitions with a docstring.
+
+    Texts of fewer than `shortest` characters are left out. Raises `SyntaxError` for other source.
+    """
     tree = ast.parse(source)
     for node in [tree, *tree.body]:
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if not isinstance(node, (ast.Module, Definition)):
             continue
-        name = module if node is tree else f"{module}.{node.name}"
         docstring = ast.get_docstring(node)
         if not docstring:
             continue
-        members = [
-            (child.name, ast.get_docstring(child))
-            for child in getattr(node, "body", [])
-            if hasattr(child, "name") and node is not tree
-        ]
-        text = "\n\n".join(
-            [
-                name,
-                docstring,
-                *(f"{node.name}.{n}\n\n{d}" for n, d in members if d and n != "__init__"),
-            ]
-        )
-        kind = (
-            "module" if node is tree else "class" if isinstance(node, ast.ClassDef) else "function"
-        )
+        if isinstance(node, ast.Module):
+            name = module
+            parts = [name, docstring]
+        else:
+            name = f"{module}.{node.name}"
+            parts = [name, docstring, *_member_texts(node)]
+        text = "\n\n".join(parts)
+        kind = KINDS.get(type(node), "function")
         if len(text) >= shortest:
             yield Document(name, text, key=docstring_key(docstring), kind=kind)
+
+
+def _member_texts(node: Definition) -> Iterator[str]:
+    """Names and docstrings of a definition's members, its constructor left out."""
+    for child in node.body:
+        if not isinstance(child, Definition) or child.name == "__init__":
+            continue
+        docstring = ast.get_docstring(child)
+        if docstring:
+            yield f"{node.name}.{child.name}\n\n{docstring}"
 
 # %% ../../nbs/loaders/04_docs.ipynb #ca4cd446
 def topic_documents() -> Iterator[Document]:
     """The sections of the Python language reference that `help()` shows."""
     from pydoc_data.topics import topics
 
-    yield from (Document(f"topic.{name}", topics[name], kind="topic") for name in sorted(topics))
+    for name in sorted(topics):
+        yield Document(f"topic.{name}", topics[name], kind="topic")
 
-# %% ../../nbs/loaders/04_docs.ipynb #225570a3
-class DocsCorpus(Corpus):
-    """The documentation installed beside this package:
 
-    no network, always the same order on the same machine.
-    """
-
-    def __init__(self, packages: Iterable[str] = DOCS_PACKAGES, heldout_share: float = 0.05):
-        self.packages, self.heldout_share = tuple(packages), heldout_share
-
-    def all_documents(self) -> Iterator[Document]:
-        modules = sorted(
-            (pair for package in self.packages for pair in module_files(package)),
-            key=lambda pair: hash_fraction(pair[0]),
-        )
-        seen: set[str] = set()
-        # in the order of a hash: every stretch of the stream is a mixture of packages
-        for module, file in modules:
-            for document in _module_documents(module, file):
-                body = document.text.removeprefix(document.id)
-                if body not in seen:
-                    seen.add(body)
-                    yield document
-
-    # what is installed is not edited
-    def version(self) -> str:
-        return files_version(
-            (pair for package in self.packages for pair in module_files(package)), read=0
-        )
-
-    def description(self) -> dict[str, Any]:
-        return {"packages": " ".join(self.packages)}
-
-# %% ../../nbs/loaders/04_docs.ipynb #c828375a
-def _module_documents(module: str, file: Path) -> Iterable[Document]:
+def module_documents(module: str, file: Path) -> list[Document]:
+    """The documents of one source file; none if it only looks like Python."""
     if module == "pydoc_data.topics":
-        return topic_documents()
+        return list(topic_documents())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's source
             return list(definition_documents(module, file.read_text(encoding="utf-8")))
-    # templates and fixtures that only look like modules
-    except (SyntaxError, UnicodeDecodeError, RecursionError):
+    except (SyntaxError, UnicodeDecodeError, RecursionError):  # templates and fixtures
         return []
 
-# %% ../../nbs/loaders/04_docs.ipynb #d84032ac
+# %% ../../nbs/loaders/04_docs.ipynb #225570a3
+class DocsCorpus(Corpus):
+    """The documentation installed beside this package: offline, and always in the same order.
+
+    The text depends on the versions of the packages that are installed.
+    """
+
+    def __init__(
+        self,
+        packages: Iterable[str] = DOCS_PACKAGES,  # those not installed are skipped
+        heldout_share: float = 0.05,
+    ):
+        self.packages = tuple(packages)
+        self.heldout_share = heldout_share
+
+    def _modules(self) -> list[tuple[str, Path]]:
+        """Every module of the packages, in their order."""
+        modules: list[tuple[str, Path]] = []
+        for package in self.packages:
+            modules += module_files(package)
+        return modules
+
+    def all_documents(self) -> Iterator[Document]:
+        bodies: set[str] = set()
+        for module, file in sorted(self._modules(), key=lambda pair: hash_fraction(pair[0])):
+            for document in module_documents(module, file):
+                body = document.text.removeprefix(document.id)
+                if body not in bodies:
+                    bodies.add(body)
+                    yield document
+
+    def version(self) -> str:
+        return files_version(self._modules(), read=0)  # what is installed is not edited
+
+    def description(self) -> dict[str, Any]:
+        return {"packages": " ".join(self.packages)}
+
+# %% ../../nbs/loaders/04_docs.ipynb #111e85cf
 QUESTIONS = {
     "function": [
         "What does `{}` do?",
@@ -164,20 +185,22 @@ QUESTIONS = {
         "What is `{}` good for?",
     ],
 }
+FIRST_SENTENCE = re.compile(r"[A-Z][^\n]*(?:\n[^\n]+)*?[.](?=\s|$)")
 
-# %% ../../nbs/loaders/04_docs.ipynb #111e85cf
+
 def question_of(document: Document) -> Prompt | None:
-    """A question that the first sentence of a documentation entry answers, labelled by kind.
+    """A question that the first sentence of a documentation entry answers, labelled by its kind.
 
-    None where it has no such sentence.
+    None if it has no such sentence of 20 to 200 characters.
     """
     name, _, body = document.text.partition("\n\n")
-    forms = QUESTIONS.get(document.kind, [])
-    first = re.match(r"[A-Z][^\n]*(?:\n[^\n]+)*?[.](?=\s|$)", body)
-    answer = " ".join(first.group().split()) if first else ""
-    if not forms or not 20 <= len(answer) <= 200 or ">>>" in answer:
+    forms = QUESTIONS.get(document.kind)
+    sentence = FIRST_SENTENCE.match(body)
+    if forms is None or sentence is None:
+        return None
+    answer = " ".join(sentence.group().split())
+    if not 20 <= len(answer) <= 200 or ">>>" in answer:
         return None
     subject = name if document.kind == "module" else ".".join(name.split(".")[-2:])
-    return Prompt(
-        forms[int(hash_fraction(name) * len(forms))].format(subject), document.kind, answer
-    )
+    form = forms[int(hash_fraction(name) * len(forms))]
+    return Prompt(form.format(subject), document.kind, answer)

@@ -7,51 +7,63 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
+
 from ..core.errors import InputError
 from .documents import read_table
 
 # %% auto #0
-__all__ = ['TruthfulQAExample', 'load_truthfulqa']
+__all__ = ['COLUMNS', 'TruthfulQAExample', 'load_truthfulqa']
 
 # %% ../../nbs/loaders/03_truthfulqa.ipynb #8ceeaeca
 @dataclass(frozen=True)
 class TruthfulQAExample:
     """One question of TruthfulQA (Lin et al. 2021) with its answers."""
 
-    prompt: str
+    prompt: str  # the question
     best_answer: str
     correct_answers: tuple[str, ...]
     incorrect_answers: tuple[str, ...]
     category: str
 
 # %% ../../nbs/loaders/03_truthfulqa.ipynb #28161067
-# a local file in the schema of `truthful_qa`, generation; None streams the Hub's
+COLUMNS = ["question", "best_answer", "correct_answers", "incorrect_answers", "category"]
+
+
 def load_truthfulqa(
-    path: str | Path | None = None,
+    path: str | Path | None = None,  # a local file in the schema of `truthful_qa`, generation
     seed: int = 42,  # of the shuffle before splitting
 ) -> tuple[list[TruthfulQAExample], list[TruthfulQAExample], list[TruthfulQAExample]]:
-    """TruthfulQA as (train, validation, test): 80, 10 and 10 percent of the shuffled questions."""
-    columns = ["question", "best_answer", "correct_answers", "incorrect_answers", "category"]
-    path = path or os.environ.get("SAE_ANALYSIS_TRUTHFULQA")
-    rows = read_table(path, columns) if path is not None else _hub_truthfulqa()
-    examples = [
-        TruthfulQAExample(
-            row["question"],
-            row["best_answer"],
-            tuple(row["correct_answers"]),
-            tuple(row["incorrect_answers"]),
-            row["category"],
-        )
-        for row in rows
-    ]
-    random.Random(seed).shuffle(examples)
-    first, second = round(len(examples) * 0.8), round(len(examples) * 0.9)
-    return examples[:first], examples[first:second], examples[second:]
+    """TruthfulQA as (train, validation, test): 80, 10 and 10 percent of the shuffled questions.
 
-# %% ../../nbs/loaders/03_truthfulqa.ipynb #522b8af0
+    Raises `InputError` if the file is missing or lacks a column, or the Hub cannot be reached.
+    """
+    path = path or os.environ.get("SAE_ANALYSIS_TRUTHFULQA")
+    rows = read_table(path, COLUMNS) if path is not None else _hub_truthfulqa()
+    examples = [_example(row) for row in rows]
+    random.Random(seed).shuffle(examples)
+    end_of_train = round(len(examples) * 0.8)
+    end_of_validation = round(len(examples) * 0.9)
+    return (
+        examples[:end_of_train],
+        examples[end_of_train:end_of_validation],
+        examples[end_of_validation:],
+    )
+
+
+def _example(row: dict[str, Any]) -> TruthfulQAExample:
+    return TruthfulQAExample(
+        prompt=row["question"],
+        best_answer=row["best_answer"],
+        correct_answers=tuple(row["correct_answers"]),
+        incorrect_answers=tuple(row["incorrect_answers"]),
+        category=row["category"],
+    )
+
+
 def _hub_truthfulqa() -> Iterable[dict[str, Any]]:
     from datasets import load_dataset
 
