@@ -28,7 +28,7 @@ __all__ = ['ROWS_BETWEEN_STATES', 'WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', '
 
 # %% ../../nbs/loaders/01_corpora.ipynb #df973fee
 class TextCorpus(Corpus):
-    """Documents from a list of strings, a `.txt`, `.jsonl` or `.parquet` file, or a folder of these.
+    """Documents from strings, from a `.txt`, `.jsonl` or `.parquet` file, or from a folder of them.
 
     Raises `InputError` if there is no such file, or a table lacks the column.
     """

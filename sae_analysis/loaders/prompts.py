@@ -76,21 +76,17 @@ class Prompt:
         if isinstance(self.content, str) and not self.messages:
             return
         messages = check_messages(self.messages or self.content)
-        if self.messages:
-            content = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
-        else:
-            content = messages[0]["content"]
         several = tuple(messages) if len(messages) > 1 else ()
+        content = messages[0]["content"]
+        if several:
+            content = "\n".join(f"{turn['role']}: {turn['content']}" for turn in several)
         object.__setattr__(self, "messages", several)
         object.__setattr__(self, "content", content)
 
     @classmethod
     def from_messages(cls, messages: Sequence[dict[str, str]], label: str) -> Prompt:
         """A prompt from the messages of a conversation; raises `InputError` if it is not valid."""
-        checked = tuple(check_messages(messages))
-        if len(checked) == 1:
-            return cls(checked[0]["content"], label)
-        return cls("", label, messages=checked)
+        return cls("", label, messages=tuple(check_messages(messages)))
 
     @property
     def chat(self) -> str | list[dict[str, str]]:
