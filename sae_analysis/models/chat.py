@@ -5,50 +5,53 @@
 # %% ../../nbs/models/01_chat.ipynb #2260fe8e
 from __future__ import annotations
 
-import pandas as pd
 import re
-import torch
+from collections.abc import Sequence
 from dataclasses import dataclass
-from torch import Tensor
-from typing import Any, Sequence
+from typing import Any
+
+import pandas as pd
+
 from ..core.errors import InputError
 from ..loaders.documents import well_formed
 from ..loaders.prompts import Prompt
 from .language_model import special_token_ids
 
 # %% auto #0
-__all__ = ['conversation', 'render', 'generation_prompt', 'encode_rendered', 'token_types', 'ChatPrompts', 'token_positions',
-           'inspect_positions', 'pad']
+__all__ = ['Chat', 'ROLE_WORDS', 'conversation', 'render', 'encode_rendered', 'generation_prompt', 'token_types', 'ChatPrompts',
+           'token_positions', 'inspect_positions']
 
 # %% ../../nbs/models/01_chat.ipynb #f534732a
-def conversation(content: str | Prompt | Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The messages of a prompt: one of the user's, or a conversation of several turns as it is."""
+Chat = str | Prompt | Sequence[dict[str, str]]  # what may be given as a prompt
+
+
+def conversation(content: Chat) -> list[dict[str, str]]:
+    """The messages of a prompt; raises `InputError` if they are not a conversation."""
     if isinstance(content, Prompt):
         content = content.chat
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
-    fine = (
-        isinstance(content, (list, tuple))
-        and content
-        and all(
-            isinstance(each, dict)
-            and isinstance(each.get("content"), str)
-            and each.get("role") in ("system", "user", "assistant")
-            for each in content
-        )
-    )
-    if not fine:
+    is_list = isinstance(content, (list, tuple)) and len(content) > 0
+    if not is_list or not all(map(_is_message, content)):
         raise InputError(
             "a conversation is a list of messages such as {'role': 'user', 'content': 'Hi'},"
             f" with the roles system, user and assistant; found {str(content)[:80]}"
         )
     return list(content)
 
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        return False
+    return message.get("role") in ("system", "user", "assistant")
+
 # %% ../../nbs/models/01_chat.ipynb #b241ed2c
-def render(
-    tokenizer: Any, content: str | Sequence[dict[str, str]], generation_prompt: bool = True
-) -> str:
-    """The text of a message, or of a conversation, under the tokenizer's chat template."""
+def render(tokenizer: Any, content: Chat, generation_prompt: bool = True) -> str:
+    """The text of a prompt under the tokenizer's chat template.
+
+    With `generation_prompt` it ends with the header of the assistant's turn. Raises `InputError` if
+    the tokenizer has no template.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template; use an"
@@ -58,44 +61,77 @@ def render(
         conversation(content), tokenize=False, add_generation_prompt=generation_prompt
     )
 
-# %% ../../nbs/models/01_chat.ipynb #85021c55
-def generation_prompt(tokenizer: Any) -> list[int]:
-    """Token ids of the header that makes the assistant speak."""
-    without, full = render(tokenizer, "x", False), render(tokenizer, "x")
-    if not full.startswith(without) or full == without:
-        raise InputError(
-            "this chat template adds no generation prompt, so there is no place where the assistant"
-            " begins to speak"
-        )
-    return encode_rendered(tokenizer, full[len(without) :])
 
-# %% ../../nbs/models/01_chat.ipynb #7fc1a4a4
 def encode_rendered(tokenizer: Any, text: str) -> list[int]:
     """Token ids of text that a chat template made, or of a message by itself."""
     return tokenizer(well_formed(text), add_special_tokens=False, verbose=False)["input_ids"]
 
+# %% ../../nbs/models/01_chat.ipynb #85021c55
+def generation_prompt(tokenizer: Any) -> list[int]:
+    """Token ids of the header that makes the assistant speak.
+
+    Raises `InputError` if the template adds none.
+    """
+    without = render(tokenizer, "x", generation_prompt=False)
+    complete = render(tokenizer, "x")
+    if not complete.startswith(without) or complete == without:
+        raise InputError(
+            "this chat template adds no generation prompt, so there is no place where the assistant"
+            " begins to speak"
+        )
+    return encode_rendered(tokenizer, complete[len(without) :])
+
 # %% ../../nbs/models/01_chat.ipynb #f610092c
+ROLE_WORDS = ("assistant", "model")
+
+
 def token_types(tokenizer: Any) -> dict[str, int]:
-    """The token types this template has, each with its index counted from the end of the prompt (-1
-    is the last token).
+    """The token types that this template has, each with its index from the end (-1 is the last).
+
+    Raises `InputError` if the generation prompt names no assistant.
     """
     ids = generation_prompt(tokenizer)
-    texts = [tokenizer.decode([i]) for i in ids]
-    special, found = special_token_ids(tokenizer), {}
-    for index, (token, text) in enumerate(zip(ids, texts)):
-        behind = "asst" in found
-        if re.sub("[^a-z]", "", text.lower()) in ("assistant", "model"):
-            found["asst"] = index - len(ids)
-        elif behind and token in special and "endheader" not in found:
-            found["endheader"] = index - len(ids)
-        elif behind and not text.strip():
-            found["newline"] = index - len(ids)
-    if not found:
+    texts = [tokenizer.decode([token_id]) for token_id in ids]
+    special = special_token_ids(tokenizer)
+    types: dict[str, int] = {}
+    for index, (token_id, text) in enumerate(zip(ids, texts)):
+        from_end = index - len(ids)
+        word = re.sub("[^a-z]", "", text.lower())
+        if word in ROLE_WORDS:
+            types["asst"] = from_end
+        elif "asst" in types and token_id in special and "endheader" not in types:
+            types["endheader"] = from_end
+        elif "asst" in types and not text.strip():
+            types["newline"] = from_end
+    if not types:
         raise InputError(
             f"the generation prompt {''.join(texts)!r} names no assistant, so no token type can be"
             " derived from it"
         )
-    return found
+    return types
+
+# %% ../../nbs/models/01_chat.ipynb #bde5280f
+def _fit(tokenizer: Any, content: Chat, max_length: int | None) -> tuple[list[int], bool]:
+    """Token ids of the rendered prompt in at most `max_length`, and whether it was shortened.
+
+    Raises `InputError` if there is no room for any of the last message.
+    """
+    ids = encode_rendered(tokenizer, render(tokenizer, content))
+    if max_length is None or len(ids) <= max_length:
+        return ids, False
+    *earlier, last = conversation(content)
+    message = encode_rendered(tokenizer, last["content"])
+    room = max_length - (len(ids) - len(message))
+    while room > 0:
+        shortened = {**last, "content": tokenizer.decode(message[:room])}
+        ids = encode_rendered(tokenizer, render(tokenizer, [*earlier, shortened]))
+        if len(ids) <= max_length:
+            return ids, True
+        room -= len(ids) - max_length
+    needs = " and the earlier turns need" if earlier else " alone needs"
+    raise InputError(
+        f"no room for a message: the chat template{needs} more than {max_length} tokens"
+    )
 
 # %% ../../nbs/models/01_chat.ipynb #dfea69fc
 @dataclass(frozen=True)
@@ -104,127 +140,111 @@ class ChatPrompts:
 
     input_ids: list[list[int]]  # token ids of each prompt, without padding
     positions: dict[str, list[int]]  # for each token type, the index into each prompt's ids
-    texts: dict[str, list[str]]  # the text of the token that is read there
-    shortened: list[int]  # indices of the prompts whose last message was cut to fit
-    # indices of the prompts whose messages hold special tokens, which the model reads as such
-    marked: list[int]
+    texts: dict[str, list[str]]  # for each token type, the text of the token that is read
+    shortened: list[int]  # prompts whose last message was cut to fit
+    marked: list[int]  # prompts whose messages contain special tokens
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __repr__(self) -> str:
-        return (
-            f"ChatPrompts({len(self)} prompts, types {', '.join(self.positions)},"
-            f" {len(self.shortened)} shortened)"
-        )
+        types = ", ".join(self.positions)
+        return f"ChatPrompts({len(self)} prompts, types {types}, {len(self.shortened)} shortened)"
 
-# %% ../../nbs/models/01_chat.ipynb #99d858b4
-# a message each, or a conversation of several
+
 def token_positions(
     tokenizer: Any,
-    prompts: Sequence[Prompt | str | Sequence[dict[str, str]]],
+    prompts: Sequence[Chat],
     types: Sequence[str] | None = None,  # None: all that the template has
-    max_length: int | None = None,  # longest prompt in tokens
+    max_length: int | None = None,  # longest prompt in tokens; None: any
 ) -> ChatPrompts:
-    """Encodes `prompts` as chats and finds where each token type stands.
+    """Encode prompts as chats and find where each token type is.
 
-    Raises `InputError` for a type the template lacks.
+    Raises `InputError` for a type that the template lacks, for messages that are no conversation,
+    and for a prompt that does not end with the generation prompt.
     """
     if isinstance(prompts, (str, Prompt)):
-        raise InputError("prompts must be a list, of a single prompt too: [prompt]")
-    known, header = token_types(tokenizer), generation_prompt(tokenizer)
-    for kind in (types := list(types or known)):
-        if kind not in known:
-            raise InputError(
-                f"token type {kind!r} has no meaning in this chat template; its types are:"
-                f" {', '.join(known)}"
-            )
-    rows, shortened, marked = [], [], []
-    markers = [
-        text
-        for text in (tokenizer.decode([token]) for token in special_token_ids(tokenizer))
-        if text.strip()
-    ]
+        raise InputError("prompts must be a list, even of a single prompt: [prompt]")
+    from_end = _check_types(tokenizer, types)
+    header = generation_prompt(tokenizer)
+    markers = _special_texts(tokenizer)
+    rows: list[list[int]] = []
+    shortened: list[int] = []
+    marked: list[int] = []
     for number, prompt in enumerate(prompts):
-        content = (prompt if isinstance(prompt, Prompt) else Prompt(prompt, "")).chat
-        ids, cut = _fit(tokenizer, content, max_length)
+        content = _as_prompt(prompt).chat
+        ids, was_shortened = _fit(tokenizer, content, max_length)
         if ids[-len(header) :] != header:
             raise InputError(
                 f"prompt {number} does not end with the generation prompt; the template changes it:"
                 f" {str(content)[:60]!r}"
             )
         rows.append(ids)
-        if cut:
+        if was_shortened:
             shortened.append(number)
-        if any(
-            marker in message["content"] for message in conversation(content) for marker in markers
-        ):
+        if _contains_any(content, markers):
             marked.append(number)
-    positions = {kind: [len(ids) + known[kind] for ids in rows] for kind in types}
-    texts = {
-        kind: [tokenizer.decode([ids[at]]) for ids, at in zip(rows, positions[kind])]
-        for kind in types
-    }
+    positions = {kind: [len(ids) + index for ids in rows] for kind, index in from_end.items()}
+    texts: dict[str, list[str]] = {}
+    for kind, indices in positions.items():
+        texts[kind] = [tokenizer.decode([ids[index]]) for ids, index in zip(rows, indices)]
     return ChatPrompts(rows, positions, texts, shortened, marked)
 
-# %% ../../nbs/models/01_chat.ipynb #bde5280f
-def _fit(
-    tokenizer: Any, content: str | Sequence[dict[str, str]], max_length: int | None
-) -> tuple[list[int], bool]:
-    """Ids of the rendered chat, with its last message shortened when it is too long.
 
-    And whether it was.
-    """
-    ids = encode_rendered(tokenizer, render(tokenizer, content))
-    if max_length is None or len(ids) <= max_length:
-        return ids, False
-    *before, last = conversation(content)
-    message = encode_rendered(tokenizer, last["content"])
-    keep = max_length - (len(ids) - len(message))
-    while keep > 0:
-        ids = encode_rendered(
-            tokenizer,
-            render(tokenizer, [*before, {**last, "content": tokenizer.decode(message[:keep])}]),
-        )
-        if len(ids) <= max_length:
-            return ids, True
-        # decoding and encoding again may have made more tokens of it
-        keep -= len(ids) - max_length
-    raise InputError(
-        "no room for a message: the chat"
-        f" template{' and the earlier turns need' if before else ' alone needs'} more than"
-        f" {max_length} tokens"
-    )
+def _check_types(tokenizer: Any, types: Sequence[str] | None) -> dict[str, int]:
+    """The wanted token types with their indices from the end."""
+    known = token_types(tokenizer)
+    wanted = known if types is None else list(types)
+    for kind in wanted:
+        if kind not in known:
+            raise InputError(
+                f"token type {kind!r} has no meaning in this chat template; its types are:"
+                f" {', '.join(known)}"
+            )
+    return {kind: known[kind] for kind in wanted}
+
+
+def _as_prompt(prompt: Chat) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(prompt, "")
+    return Prompt.from_messages(prompt, "")
+
+
+def _special_texts(tokenizer: Any) -> list[str]:
+    texts = [tokenizer.decode([token_id]) for token_id in special_token_ids(tokenizer)]
+    return [text for text in texts if text.strip()]
+
+
+def _contains_any(content: Chat, markers: list[str]) -> bool:
+    for message in conversation(content):
+        if any(marker in message["content"] for marker in markers):
+            return True
+    return False
 
 # %% ../../nbs/models/01_chat.ipynb #d972d9c5
 def inspect_positions(
     tokenizer: Any,
     prompts: Sequence[Prompt | str],
-    types: Sequence[str] | None = None,
-    around: int = 3,
+    types: Sequence[str] | None = None,  # None: all that the template has
+    around: int = 3,  # how many tokens before it are shown
 ) -> pd.DataFrame:
-    """One row per prompt and token type: the index, the token read, and the tokens before it."""
-    chats = token_positions(tokenizer, prompts, types)
-    rows = [
-        dict(
-            prompt=number,
-            token_type=kind,
-            index=at,
-            token=chats.texts[kind][number],
-            before=" ".join(
-                repr(tokenizer.decode([i]))[1:-1]
-                for i in chats.input_ids[number][max(0, at - around) : at]
-            ),
-        )
-        for number in range(len(chats))
-        for kind, at in ((kind, chats.positions[kind][number]) for kind in chats.positions)
-    ]
-    return pd.DataFrame(rows, columns=["prompt", "token_type", "index", "token", "before"])
+    """Show which token is read in each prompt: one row per prompt and token type.
 
-# %% ../../nbs/models/01_chat.ipynb #055ee011
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both `[batch, longest]`, padded on the right."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
+    The columns are `prompt`, `token_type`, `index`, `token` and `before`. Raises `InputError` as
+    `token_positions` does.
+
+    Example: `inspect_positions(model.tokenizer, ["Hi!"])`.
+    """
+    chats = token_positions(tokenizer, prompts, types)
+    rows = []
+    for number, ids in enumerate(chats.input_ids):
+        for kind, indices in chats.positions.items():
+            index = indices[number]
+            context = [
+                tokenizer.decode([token_id]) for token_id in ids[max(0, index - around) : index]
+            ]
+            before = " ".join(repr(text)[1:-1] for text in context)
+            rows.append((number, kind, index, chats.texts[kind][number], before))
+    return pd.DataFrame(rows, columns=["prompt", "token_type", "index", "token", "before"])

@@ -5,20 +5,23 @@
 # %% ../../nbs/models/00_language_model.ipynb #fd601f07
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from torch import nn, Tensor
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
 from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.files import sha256
 from ..loaders.documents import well_formed
 
 # %% auto #0
-__all__ = ['BLOCK_PATHS', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
-           'usable_positions', 'LanguageModel', 'pocket_folder', 'fuse_gelu', 'access_steps', 'load_model',
+__all__ = ['BLOCK_PATHS', 'Edit', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
+           'usable_positions', 'LanguageModel', 'fuse_gelu', 'access_steps', 'pocket_folder', 'load_model',
            'GPT2WithResidualHooks']
 
 # %% ../../nbs/models/00_language_model.ipynb #ca72ffba
@@ -33,49 +36,48 @@ BLOCK_PATHS = (
     "layers",
 )
 
-# %% ../../nbs/models/00_language_model.ipynb #4005b05f
+
 def text_config(model: nn.Module) -> Any:
-    """The configuration of a model's text part:
+    """The configuration of a model's language part: its own, or the one inside it."""
+    get_text_config = getattr(model.config, "get_text_config", None)
+    return model.config if get_text_config is None else get_text_config()
 
-    the model's own, or one inside it when the model also sees.
-    """
-    return getattr(model.config, "get_text_config", lambda: model.config)()
 
-# %% ../../nbs/models/00_language_model.ipynb #b0a95594
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks of a `transformers` model."""
+    """The list of transformer blocks of a `transformers` model.
+
+    Raises `InputError` if there is none under a known name or of the right length.
+    """
     count = getattr(text_config(model), "num_hidden_layers", None)
-    named = dict(model.named_modules())
-    lists = [named[path] for path in BLOCK_PATHS if path in named]
-    lists += [
-        module
-        for module in named.values()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not lists:
-        raise InputError(
-            f"cannot find the blocks of {type(model).__name__}; looked for {', '.join(BLOCK_PATHS)}"
-        )
-    return lists[0]
+    modules = dict(model.named_modules())
+    for path in BLOCK_PATHS:
+        if isinstance(modules.get(path), nn.ModuleList):
+            return modules[path]
+    for module in modules.values():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise InputError(
+        f"cannot find the blocks of {type(model).__name__}; looked for {', '.join(BLOCK_PATHS)}"
+    )
 
 # %% ../../nbs/models/00_language_model.ipynb #505c04d1
 def hidden_of(output: Any) -> Tensor:
     """The hidden states in what a block returned."""
     return output if isinstance(output, Tensor) else output[0]
 
-# %% ../../nbs/models/00_language_model.ipynb #95657794
+
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """What a block returned, with other hidden states in it."""
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
-# %% ../../nbs/models/00_language_model.ipynb #11d4e155
+# %% ../../nbs/models/00_language_model.ipynb #e2e8fa4a
 class _Reached(Exception):
     """The deepest block asked for has run; nothing after it is needed."""
 
-# %% ../../nbs/models/00_language_model.ipynb #e2e8fa4a
+
 @contextmanager
 def hooked(pairs: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
-    """Forward hooks that are gone when the block ends, however it ends."""
+    """Set forward hooks, given as (module, hook), until the context ends."""
     handles = [module.register_forward_hook(hook) for module, hook in pairs]
     try:
         yield
@@ -85,52 +87,64 @@ def hooked(pairs: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
 
 # %% ../../nbs/models/00_language_model.ipynb #cb11aad8
 def special_token_ids(tokenizer: Any) -> set[int]:
-    """Ids of all special tokens:
-
-    those that the tokenizer's map names, and those that are flagged as special.
-    """
-    flagged = {
-        i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
-    }
+    """Ids of all special tokens: those the tokenizer names, and those flagged as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    flagged = {token_id for token_id, token in added.items() if token.special}
     return set(tokenizer.all_special_ids) | flagged
 
-# %% ../../nbs/models/00_language_model.ipynb #7540e1a0
+
 def usable_positions(model: nn.Module) -> int:
     """How many tokens the model can read at once."""
-    tables = [
-        m
-        for name, m in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)
-    ]
-    skipped = max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
-    return int(getattr(text_config(model), "max_position_embeddings", 1024)) - skipped
+    positions = int(getattr(text_config(model), "max_position_embeddings", 1024))
+    skipped = 0
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            if module.padding_idx is not None:
+                skipped = max(skipped, module.padding_idx + 1)
+    return positions - skipped
 
 # %% ../../nbs/models/00_language_model.ipynb #3e870e5f
-class LanguageModel:
-    """A `transformers` model and its tokenizer, with access to the residual stream."""
+Edit = Callable[[Tensor], Tensor]  # from a residual stream `[batch, position, d_model]` to another
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str = "", revision: str = ""):
-        self.model, self.tokenizer, self.name, self.revision = (
-            model.eval(),
-            tokenizer,
-            name,
-            revision,
-        )
+
+class LanguageModel:
+    """A `transformers` model and its tokenizer, with access to the residual stream.
+
+    `load_model` makes one by name; this class takes a model and a tokenizer that exist already.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # a `PreTrainedModel`
+        tokenizer: Any,  # a `PreTrainedTokenizerFast`
+        name: str = "",
+        revision: str = "",
+    ):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
         self.blocks = find_blocks(model)
-        self.n_layers, self.d_model = len(self.blocks), text_config(model).hidden_size
+        self.n_layers = len(self.blocks)
+        self.d_model: int = text_config(model).hidden_size
         self.context_length = usable_positions(model)
         self.causal = not type(model).__name__.endswith("ForMaskedLM")
 
     @property
     def device(self) -> torch.device:
+        """Where the model's first weights are."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the model computes in."""
         return next(self.model.parameters()).dtype
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
-        """The layers, sorted and without repeats; an error when the model lacks one."""
+        """The layers, sorted and without repeats.
+
+        Raises `InputError` if the model lacks one of them, or there are none.
+        """
         for layer in layers:
             if not 0 <= layer < self.n_layers:
                 raise InputError(
@@ -146,17 +160,18 @@ class LanguageModel:
         self,
         input_ids: Tensor,  # [batch, position]
         layers: Sequence[int],
-        # [batch, position]; None when nothing is padding
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,  # [batch, position]; None: nothing is masked
     ) -> dict[int, Tensor]:
-        """The residual stream `[batch, position, d_model]` after each of `layers`, from one forward
-        pass.
+        """The residual stream `[batch, position, d_model]` after each of `layers`, from one pass.
+
+        The pass ends after the deepest of them. Raises `InputError` for layers that do not exist.
         """
-        layers, found = self.check_layers(layers), {}
+        layers = self.check_layers(layers)
+        streams: dict[int, Tensor] = {}
 
         def reader(layer: int) -> Callable:
-            def read(module, args, output):
-                found[layer] = hidden_of(output)
+            def read(module: nn.Module, args: Any, output: Any) -> None:
+                streams[layer] = hidden_of(output)
                 if layer == layers[-1]:
                     raise _Reached
 
@@ -167,55 +182,54 @@ class LanguageModel:
                 self._forward(input_ids, attention_mask)
             except _Reached:
                 pass
-        return found
+        return streams
 
     @torch.no_grad()
     def logits(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        input_ids: Tensor,  # [batch, position]
+        attention_mask: Tensor | None = None,  # [batch, position]
         layer: int | None = None,
-        edit: Callable[[Tensor], Tensor] | None = None,
+        edit: Edit | None = None,  # replaces the residual stream after `layer`
     ) -> Tensor:
-        """Next-token logits `[batch, position, vocabulary]`.
+        """Next-token logits `[batch, position, vocabulary]`."""
+        if edit is None or layer is None:
+            return self._forward(input_ids, attention_mask).logits
+        (layer,) = self.check_layers([layer])
 
-        `edit` may replace the residual stream after `layer`.
-        """
-
-        def replace(module, args, output):
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
             return with_hidden(output, edit(hidden_of(output)))
 
-        pairs = [(self.blocks[self.check_layers([layer])[0]], replace)] if edit is not None else []
-        with hooked(pairs):
+        with hooked([(self.blocks[layer], replace)]):
             return self._forward(input_ids, attention_mask).logits
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        extra = {} if attention_mask is None else {"attention_mask": attention_mask.to(self.device)}
-        caching = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
-        return self.model(input_ids=input_ids.to(self.device), **extra, **caching)
+        arguments: dict[str, Any] = {"input_ids": input_ids.to(self.device)}
+        if attention_mask is not None:
+            arguments["attention_mask"] = attention_mask.to(self.device)
+        if hasattr(self.model.config, "use_cache"):
+            arguments["use_cache"] = False
+        return self.model(**arguments)
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Tensor,  # [batch, position]
+        attention_mask: Tensor,  # [batch, position]
         max_new_tokens: int = 40,
-        temperature: float = 0.0,
+        temperature: float = 0.0,  # 0: the likeliest token each time
     ) -> Tensor:
-        """The ids with up to `max_new_tokens` more:
+        """The ids with up to `max_new_tokens` more `[batch, position + new]`.
 
-        the likeliest ones, or, at a temperature above 0, drawn from all. Penalties and cut-offs
-        that the model's authors recommend are left out: what is seen are the model's own
-        probabilities.
+        Penalties and cut-offs that the model's authors recommend are left out: what one sees are
+        the model's own probabilities.
         """
         from transformers import GenerationConfig
 
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         recommended = self.model.generation_config
-        chosen = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-            if temperature
-            else {"do_sample": False}
-        )
         self.model.generation_config = GenerationConfig(
             eos_token_id=recommended.eos_token_id, pad_token_id=self.filling_id
         )
@@ -224,50 +238,42 @@ class LanguageModel:
                 input_ids=input_ids.to(self.device),
                 attention_mask=attention_mask.to(self.device),
                 max_new_tokens=max_new_tokens,
-                **chosen,
+                **sampling,
             )
         finally:
             self.model.generation_config = recommended
 
     @property
     def filling_id(self) -> int:
-        """The token that pads: the tokenizer's own, or the one that ends a text."""
-        return next(
-            (
-                i
-                for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-                if i is not None
-            ),
-            0,
-        )
+        """The token that pads: the tokenizer's own, or else the one that ends a text."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token_id is not None:
+                return token_id
+        return 0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without special tokens added."""
-        return self.tokenizer(well_formed(text), add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
+        encoded = self.tokenizer(well_formed(text), add_special_tokens=False, verbose=False)
+        return encoded["input_ids"]
 
     def token_text(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself, spaces and all."""
-        return [self.tokenizer.decode([int(i)]) for i in ids]
+        return [self.tokenizer.decode([int(token_id)]) for token_id in ids]
 
     def special_ids(self) -> set[int]:
+        """Ids of all special tokens."""
         return special_token_ids(self.tokenizer)
 
     def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
         return (
-            f"LanguageModel({self.name!r}: {self.n_layers} layers, d_model {self.d_model},"
-            f" {self.dtype}, {self.device})".replace("torch.", "")
+            f"LanguageModel({self.name!r}: {self.n_layers} layers, d_model {self.d_model}, {dtype},"
+            f" {self.device})"
         )
-
-# %% ../../nbs/models/00_language_model.ipynb #17d53b61
-def pocket_folder() -> Path:
-    """Where the pocket model lies."""
-    return Path(str(files("sae_analysis") / "pocket"))
 
 # %% ../../nbs/models/00_language_model.ipynb #7db193e0
 def fuse_gelu(network: nn.Module) -> nn.Module:
-    """Replaces `gelu_new` modules by torch's kernel for the same function."""
+    """Replace `gelu_new` modules by torch's kernel for the same function, in place."""
     for module in network.modules():
         for name, child in module.named_children():
             if type(child).__name__ == "NewGELUActivation":
@@ -278,60 +284,69 @@ def fuse_gelu(network: nn.Module) -> nn.Module:
 def access_steps(repo: str) -> str:
     """What to do about a repository of the Hub that is gated."""
     return (
-        f"{repo} is gated: open https://huggingface.co/{repo}, accept its terms, make a token under"
-        " Settings, run `hf auth login`, and start this again"
+        f"{repo} is gated: open https://huggingface.co/{repo}, accept its terms, create a token"
+        " under Settings, run `hf auth login`, and run this again"
     )
+
+
+def pocket_folder() -> Path:
+    """The folder of the pocket model."""
+    return Path(str(files("sae_analysis") / "pocket"))
 
 # %% ../../nbs/models/00_language_model.ipynb #0e85f44e
 def load_model(
     name: str = "pocket",  # "pocket", a name on the Hub, or a folder
     device: str | None = None,  # None: the best this machine has
     dtype: torch.dtype | str | None = None,  # None: fp32 on CPU, bf16 elsewhere
-    revision: str | None = None,  # a commit or tag of the Hub
-    # handed to `from_pretrained`, for quantised or sharded loading
-    **kwargs: Any,
+    revision: str | None = None,  # a commit or tag on the Hub
+    **kwargs: Any,  # for `from_pretrained`: quantised or sharded loading
 ) -> LanguageModel:
-    """A language model with its tokenizer, ready to be read."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    """Load a language model with its tokenizer, ready to be read.
 
+    Raises `InputError` if it does not exist, is gated, or the Hub cannot be reached.
+    """
     device = pick_device(device)
     source = str(pocket_folder()) if name == "pocket" else name
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        masked = any(kind.endswith("ForMaskedLM") for kind in config.architectures or [])
-        network = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **kwargs,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
+        network, tokenizer = _from_pretrained(source, dtype, revision, kwargs)
     except (OSError, ValueError) as error:
-        if "gated" in str(error).split("\n")[0]:
+        first_line = str(error).splitlines()[0]
+        if "gated" in first_line:
             raise InputError(access_steps(name)) from None
         raise InputError(
-            f"cannot load the model {name!r}: {str(error).splitlines()[0]} Check the name and the"
-            " network, log in with `hf auth login` when the model is gated, or use 'pocket', which"
-            " needs neither."
+            f"cannot load the model {name!r}: {first_line} Check the name and the network, log in"
+            " with `hf auth login` when the model is gated, or use 'pocket', which needs neither."
         ) from error
-    found = (
-        sha256(Path(source) / "model.safetensors")[:12]
-        if name == "pocket"
-        else str(getattr(config, "_commit_hash", None) or revision or "")
-    )
-    fuse_gelu(network)
-    return LanguageModel(
-        network if kwargs.get("device_map") else network.to(device), tokenizer, name, found
-    )
+    if name == "pocket":
+        version = sha256(Path(source) / "model.safetensors")[:12]
+    else:
+        version = str(getattr(network.config, "_commit_hash", None) or revision or "")
+    if not kwargs.get("device_map"):
+        network = network.to(device)
+    return LanguageModel(fuse_gelu(network), tokenizer, name, version)
+
+
+def _from_pretrained(
+    source: str, dtype: torch.dtype | str, revision: str | None, kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The network and the tokenizer; no remote code, and no pickled weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(source, **common)
+    architectures = config.architectures or []
+    is_masked = any(kind.endswith("ForMaskedLM") for kind in architectures)
+    loader = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+    network = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, **common, **kwargs)
+    return network, AutoTokenizer.from_pretrained(source, **common)
 
 # %% ../../nbs/models/00_language_model.ipynb #bab597ba
 class GPT2WithResidualHooks(LanguageModel):
-    """The guide's name for `load_model`: `GPT2WithResidualHooks('gpt2', device='cuda')`."""
+    """The training guide's name for `load_model`, with the same arguments.
+
+    Example: `GPT2WithResidualHooks("gpt2", device="cuda")`.
+    """
 
     def __init__(self, name: str = "gpt2", device: str | None = None, **kwargs: Any):
         loaded = load_model(name, device, **kwargs)
