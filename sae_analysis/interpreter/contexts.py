@@ -5,147 +5,151 @@
 # %% ../../nbs/interpreter/02_contexts.ipynb #5573c5de
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
-from typing import Callable
 
 # %% auto #0
-__all__ = ['ContextTable', 'best_of_groups', 'pseudo_random', 'PairCounts']
-
-# %% ../../nbs/interpreter/02_contexts.ipynb #81912d2e
-class ContextTable:
-    """For every feature the `k` contexts of highest key, which must be positive."""
-
-    def __init__(self, features: int, k: int, width: int):
-        # highest first; zero where there is none
-        self.key, self.value = torch.zeros(features, k), torch.zeros(features, k)
-        # the number of the piece, and where in it
-        self.piece, self.position = (torch.zeros(features, k, dtype=torch.int32) for _ in range(2))
-        # activations around the position
-        self.window = torch.zeros(features, k, width, dtype=torch.bfloat16)
-
-    COLUMNS = ("key", "value", "piece", "position", "window")
-
-    def offer(
-        self,
-        feature: Tensor,
-        key: Tensor,
-        describe: Callable[[Tensor], tuple[Tensor, ...]],
-        among: Tensor | None = None,
-    ) -> None:
-        """Takes in the entries that belong in the table, of all or `among` those at some indices.
-
-        `describe` gives value, piece, position and window of entries.
-        """
-        if not self.key.shape[1]:
-            return
-        at = torch.arange(len(key)) if among is None else among
-        at = at[key[at] > self.key[feature[at], -1]]
-        at = at[torch.argsort(key[at], descending=True, stable=True)]
-        # feature by feature, highest key first
-        at = at[torch.argsort(feature[at], stable=True)]
-        rank = _ranks(feature[at])
-        at, rank = at[rank < self.key.shape[1]], rank[rank < self.key.shape[1]]
-        if not len(at):
-            return
-        changed, row = torch.unique_consecutive(feature[at], return_inverse=True)
-        new = [
-            torch.zeros(
-                len(changed), *getattr(self, name).shape[1:], dtype=getattr(self, name).dtype
-            )
-            for name in self.COLUMNS
-        ]
-        for column, values in zip(new, (key[at], *describe(at))):
-            column[row, rank] = values.to(column.dtype)
-        merged = [
-            torch.cat([getattr(self, name)[changed], column], dim=1)
-            for name, column in zip(self.COLUMNS, new)
-        ]
-        order = merged[0].argsort(dim=1, descending=True, stable=True)[:, : self.key.shape[1]]
-        for name, column in zip(self.COLUMNS, merged):
-            getattr(self, name)[changed] = column.gather(
-                1, order if column.ndim == 2 else order[..., None].expand(-1, -1, column.shape[2])
-            )
-
-    def filled(self, feature: int) -> int:
-        """How many contexts a feature has."""
-        return int((self.key[feature] > 0).sum())
-
-# %% ../../nbs/interpreter/02_contexts.ipynb #ed9bb3db
-def best_of_groups(group: Tensor, key: Tensor, among: Tensor) -> Tensor:
-    """Of the entries `among`, the one of highest key in every group."""
-    order = among[torch.argsort(key[among], descending=True, stable=True)]
-    order = order[torch.argsort(group[order], stable=True)]
-    return (
-        order[torch.cat([torch.ones(1, dtype=torch.bool), group[order].diff() != 0])]
-        if len(order)
-        else order
-    )
-
-# %% ../../nbs/interpreter/02_contexts.ipynb #32eaa6ca
-def _ranks(sorted_groups: Tensor) -> Tensor:
-    """The rank of each element within its group, from 0; equal groups stand together, ascending."""
-    return torch.arange(len(sorted_groups)) - torch.searchsorted(sorted_groups, sorted_groups)
+__all__ = ['Describe', 'pseudo_random', 'best_of_groups', 'ContextTable', 'PairCounts']
 
 # %% ../../nbs/interpreter/02_contexts.ipynb #658474ea
-# odd, their bits without pattern
-_MIX = torch.tensor(
+_MIX = torch.tensor(  # odd, with bits without a pattern
     [-7046029254386353131, -4417276706812531889, -4658895280553007687, -7723592293110705685]
 )
 
 
 def pseudo_random(numbers: Tensor, salt: Tensor | int = 0) -> Tensor:
-    """A fixed pseudo-random number in (0, 1) for each whole number:
+    """A fixed pseudo-random number in (0, 1) for each whole number, `[n]`.
 
-    the mixing of splitmix64 (Steele et al. 2014).
+    Another `salt` gives other numbers. Source: splitmix64 (Steele et al. 2014).
     """
-    mixed = (numbers.long() + 1) * _MIX[0] + torch.as_tensor(salt) * _MIX[1]  # products wrap around
+    mixed = (numbers.long() + 1) * _MIX[0] + torch.as_tensor(salt) * _MIX[1]
     for shift, factor in ((30, _MIX[2]), (27, _MIX[3])):
-        mixed = (mixed ^ ((mixed >> shift) & (2 ** (64 - shift) - 1))) * factor
-    return (((mixed ^ (mixed >> 31)) & (2**24 - 1)).float() + 0.5) / 2**24
+        high_bits = (mixed >> shift) & (2 ** (64 - shift) - 1)
+        mixed = (mixed ^ high_bits) * factor
+    low_bits = (mixed ^ (mixed >> 31)) & (2**24 - 1)
+    return (low_bits.float() + 0.5) / 2**24
+
+# %% ../../nbs/interpreter/02_contexts.ipynb #ed9bb3db
+def _ranks(sorted_groups: Tensor) -> Tensor:
+    """The rank of each element within its group, from 0; equal groups are together, ascending."""
+    first_of_group = torch.searchsorted(sorted_groups, sorted_groups)
+    return torch.arange(len(sorted_groups)) - first_of_group
+
+
+def best_of_groups(group: Tensor, key: Tensor, among: Tensor) -> Tensor:
+    """Of the entries at indices `among`, the index of the highest key in every group."""
+    if not len(among):
+        return among
+    order = among[torch.argsort(key[among], descending=True, stable=True)]
+    order = order[torch.argsort(group[order], stable=True)]
+    is_first = torch.ones(len(order), dtype=torch.bool)
+    is_first[1:] = group[order].diff() != 0
+    return order[is_first]
+
+# %% ../../nbs/interpreter/02_contexts.ipynb #81912d2e
+Describe = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class ContextTable:
+    """For every feature the `k` contexts of highest key, which must be positive."""
+
+    COLUMNS = ("key", "value", "piece", "position", "window")
+
+    def __init__(self, features: int, k: int, width: int):
+        self.key = torch.zeros(features, k)  # highest first; zero where there is no context
+        self.value = torch.zeros(features, k)
+        self.piece = torch.zeros(features, k, dtype=torch.int32)  # number of the piece of text
+        self.position = torch.zeros(features, k, dtype=torch.int32)  # where in the piece
+        self.window = torch.zeros(features, k, width, dtype=torch.bfloat16)  # activations around it
+
+    def offer(
+        self,
+        feature: Tensor,  # [n] of each entry
+        key: Tensor,  # [n]
+        describe: Describe,  # value, piece, position and window of the entries at some indices
+        among: Tensor | None = None,  # indices of the entries to consider; None: all
+    ) -> None:
+        """Take in the entries that belong in the table."""
+        k = self.key.shape[1]
+        if not k:
+            return
+        at = torch.arange(len(key)) if among is None else among
+        at = at[key[at] > self.key[feature[at], -1]]
+        at = at[torch.argsort(key[at], descending=True, stable=True)]
+        at = at[torch.argsort(feature[at], stable=True)]  # by feature, highest key first
+        rank = _ranks(feature[at])
+        is_candidate = rank < k
+        at = at[is_candidate]
+        if not len(at):
+            return
+        changed, row = torch.unique_consecutive(feature[at], return_inverse=True)
+        entries = dict(zip(self.COLUMNS, (key[at], *describe(at))))
+        self._merge(changed, row, rank[is_candidate], entries)
+
+    def _merge(
+        self, changed: Tensor, row: Tensor, rank: Tensor, entries: dict[str, Tensor]
+    ) -> None:
+        """Merge entries, at `row` of the `changed` features, into the table."""
+        k = self.key.shape[1]
+        merged = {}
+        for name, values in entries.items():
+            column = getattr(self, name)
+            new = torch.zeros(len(changed), *column.shape[1:], dtype=column.dtype)
+            new[row, rank] = values.to(column.dtype)
+            merged[name] = torch.cat([column[changed], new], dim=1)
+        order = merged["key"].argsort(dim=1, descending=True, stable=True)[:, :k]
+        for name, values in merged.items():
+            index = order
+            if values.ndim == 3:
+                index = order[..., None].expand(-1, -1, values.shape[2])
+            getattr(self, name)[changed] = values.gather(1, index)
+
+    def filled(self, feature: int) -> int:
+        """How many contexts a feature has."""
+        return int((self.key[feature] > 0).sum())
 
 # %% ../../nbs/interpreter/02_contexts.ipynb #2d440a64
 class PairCounts:
-    """How often each (feature, token) pair was seen."""
+    """How often each (feature, token) pair was seen; counts may be too small by up to `short`."""
 
     def __init__(self, limit: int = 2**23):
-        self.limit, self.short = limit, 0  # counts may be too small by `short`
-        # feature<<32 | token, ascending
-        self.keys, self.counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        # not merged yet; when that is done depends on the counts alone, so that equal text gives
-        # equal counts
-        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self.limit = limit
+        self.short = 0
+        self.keys = np.empty(0, dtype=np.int64)  # feature << 32 | token, ascending
+        self.counts = np.empty(0, dtype=np.int64)
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []  # keys and counts not merged yet
 
     def add(self, feature: Tensor, token: Tensor) -> None:
-        found, counts = torch.unique((feature << 32) | token, return_counts=True)
-        self.waiting.append((found.numpy(), counts.numpy()))
-        if sum(len(found) for found, _ in self.waiting) > max(
-            len(self.keys), min(self.limit, 2**20)
-        ):
+        """Count pairs, both `[n]`."""
+        keys, counts = torch.unique((feature << 32) | token, return_counts=True)
+        self.waiting.append((keys.numpy(), counts.numpy()))
+        pairs_waiting = sum(len(keys) for keys, _ in self.waiting)
+        if pairs_waiting > max(len(self.keys), min(self.limit, 2**20)):
             self.merge()
 
     def merge(self) -> None:
-        """Brings in what waits."""
-        keys, back = np.unique(
-            np.concatenate([self.keys, *(found for found, _ in self.waiting)]), return_inverse=True
-        )
-        counts = np.bincount(
-            back,
-            np.concatenate([self.counts, *(counts for _, counts in self.waiting)]),
-            minlength=len(keys),
-        ).astype(np.int64)
+        """Merge what waits, and drop the rarest pairs beyond the limit."""
+        waiting_keys = [keys for keys, _ in self.waiting]
+        waiting_counts = [counts for _, counts in self.waiting]
+        every_key = np.concatenate([self.keys, *waiting_keys])
+        every_count = np.concatenate([self.counts, *waiting_counts])
+        keys, inverse = np.unique(every_key, return_inverse=True)
+        counts = np.bincount(inverse, every_count, minlength=len(keys)).astype(np.int64)
         while len(keys) > self.limit:
             least = counts.min()
-            keys, counts, self.short = (
-                keys[counts > least],
-                counts[counts > least],
-                self.short + int(least),
-            )
-        self.keys, self.counts, self.waiting = keys, counts, []
+            is_kept = counts > least
+            keys = keys[is_kept]
+            counts = counts[is_kept]
+            self.short += int(least)
+        self.keys = keys
+        self.counts = counts
+        self.waiting = []
 
     def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Feature, token and count of every pair, by feature."""
+        """Feature, token and count of every pair, ordered by feature."""
         if self.waiting:
             self.merge()
         return self.keys >> 32, self.keys & 0xFFFFFFFF, self.counts

@@ -9,26 +9,36 @@ import csv
 import gzip
 import io
 import json
-import numpy as np
 import re
 import time
-import torch
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
 from ..core.errors import InputError, log
-from .detection import Excerpt
+from .detection import Excerpt, TextOf
 from .evidence import Evidence
 from .token_stats import context_at
 from ..models.language_model import LanguageModel
 
+if TYPE_CHECKING:
+    import httpx
+
 # %% auto #0
-__all__ = ['KeywordPredictor', 'ModelPredictor', 'ask_http', 'ask_model', 'explain_feature', 'read_descriptions']
+__all__ = ['QUOTED', 'Ask', 'DESCRIPTION_FILES', 'KeywordPredictor', 'ModelPredictor', 'ask_http', 'ask_model', 'explain_feature',
+           'read_descriptions']
 
 # %% ../../nbs/interpreter/08_descriptions.ipynb #ae5b99a9
+QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|`([^`]+)`|(?:^|[\s(,])\'([^\']+)\'(?=$|[\s),.;:])')
+
+
 @dataclass(frozen=True)
 class KeywordPredictor:
-    """Reads a description by its words."""
+    """Reads a description by what it quotes, or else by its words."""
 
     description: str
 
@@ -40,86 +50,61 @@ class KeywordPredictor:
     )
 
     def _quoted(self) -> list[str]:
-        found = re.findall(
-            r'"([^"]+)"|“([^”]+)”|`([^`]+)`|(?:^|[\s(,])\'([^\']+)\'(?=$|[\s),.;:])',
-            self.description,
-        )
-        return [
-            text.lower() for parts in found if (text := "".join(parts).strip() or "".join(parts))
-        ]
+        quoted = []
+        for groups in QUOTED.findall(self.description):
+            text = "".join(groups)
+            quoted.append((text.strip() or text).lower())
+        return quoted
 
     def _words(self) -> set[str]:
         words = set(re.findall(r"\w+", self.description.lower()))
         return words - self.COMMON or words
 
-    def judges(self, said: Sequence[bool]) -> bool:
-        return bool(self._quoted()) or any(said)
+    def _fits(self, text: str) -> bool:
+        text = text.lower()
+        quoted = self._quoted()
+        if quoted:
+            return any(part in text for part in quoted)
+        return bool(self._words() & set(re.findall(r"\w+", text)))
 
-    def _found(self, text: str) -> bool:
-        # as it stands, since a token may be a sign or a part of a word
-        if quoted := self._quoted():
-            return any(each in text.lower() for each in quoted)
-        return bool(self._words() & set(re.findall(r"\w+", text.lower())))
+    def judges(self, answers: Sequence[bool]) -> bool:
+        """Whether the description can be judged by its words."""
+        return bool(self._quoted()) or any(answers)
 
     def detects(self, excerpts: Sequence[Excerpt]) -> list[bool]:
-        return [self._found("".join(e.tokens)) for e in excerpts]
+        """For each excerpt whether the feature fires on it."""
+        return [self._fits("".join(excerpt.tokens)) for excerpt in excerpts]
 
     def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]:
-        return [
-            self._found("".join(token for token, mark in zip(e.tokens, e.marked) if mark))
-            for e in excerpts
-        ]
+        """For each excerpt whether the marked tokens are those on which it fires."""
+        return [self._fits(_marked_text(excerpt)) for excerpt in excerpts]
+
+
+def _marked_text(excerpt: Excerpt) -> str:
+    pairs = zip(excerpt.tokens, excerpt.marked)
+    return "".join(token for token, is_marked in pairs if is_marked)
 
 # %% ../../nbs/interpreter/08_descriptions.ipynb #ac6aeb19
+Ask = Callable[[str], str]  # from a prompt to a language model's answer
+
+
 @dataclass(frozen=True)
 class ModelPredictor:
     """Reads a description with a language model."""
 
-    ask: Callable[[str], str]  # from a prompt to an answer
+    ask: Ask
     description: str
     at_once: int = 8  # excerpts in one prompt
-    # answers that are neither numbers nor "none"
-    unread: list[str] = field(default_factory=list, init=False, compare=False)
+    unread: list[str] = field(default_factory=list, init=False, compare=False)  # no answers
 
-    QUESTIONS = {
-        "detects": "Which of the numbered excerpts contain something that the description fits?",
-        "fits": (
-            "In each numbered excerpt some tokens are marked «like this». In which excerpts does"
-            " the description fit the marked tokens?"
-        ),
-    }
+    DETECTION = "Which of the numbered excerpts contain something that the description fits?"
+    FUZZING = (
+        "In each numbered excerpt some tokens are marked «like this». In which excerpts does the"
+        " description fit the marked tokens?"
+    )
 
-    def _answers(self, question: str, excerpts: Sequence[Excerpt]) -> list[bool]:
-        said: list[bool] = []
-        for start in range(0, len(excerpts), self.at_once):
-            part = excerpts[start : start + self.at_once]
-            listed = "\n".join(
-                f"{number}. {json.dumps(e.text(), ensure_ascii=False)}"
-                for number, e in enumerate(part, 1)
-            )
-            answer = self.ask(
-                "A feature of a language model is described as:"
-                f" {self.description}\n\n{self.QUESTIONS[question]} Answer with their numbers,"
-                f" separated by commas, or with: none.\n\n{listed}"
-            )
-            if not isinstance(answer, str):
-                raise InputError(
-                    f"the function that asks the language model gave {type(answer).__name__}; it"
-                    " must give its answer as a string"
-                )
-            numbers = {int(number) for number in re.findall(r"\d+", answer)}
-            if not numbers and "none" not in answer.lower():
-                self.unread.append(answer)
-            said += [number in numbers for number in range(1, len(part) + 1)]
-        return said
-
-    def _mixed(self, question: str, excerpts: Sequence[Excerpt]) -> list[bool]:
-        # or their order would give the answer away
-        order = np.random.default_rng(len(excerpts)).permutation(len(excerpts))
-        said = dict(zip(order.tolist(), self._answers(question, [excerpts[i] for i in order])))
-        return [said[i] for i in range(len(excerpts))]
-
-    def judges(self, said: Sequence[bool]) -> bool:
+    def judges(self, answers: Sequence[bool]) -> bool:
+        """Whether every answer could be read."""
         if self.unread:
             log.warning(
                 "the language model did not say in which excerpts %r fits, but %r; the description"
@@ -127,54 +112,72 @@ class ModelPredictor:
                 self.description,
                 self.unread[0][:80],
             )
-        return not self.unread  # a refusal is no answer
+        return not self.unread
 
     def detects(self, excerpts: Sequence[Excerpt]) -> list[bool]:
-        return self._mixed("detects", excerpts)
+        """For each excerpt whether the feature fires on it."""
+        return self._in_mixed_order(self.DETECTION, excerpts)
 
     def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]:
-        return self._mixed("fits", excerpts)
+        """For each excerpt whether the marked tokens are those on which it fires."""
+        return self._in_mixed_order(self.FUZZING, excerpts)
+
+    def _in_mixed_order(self, question: str, excerpts: Sequence[Excerpt]) -> list[bool]:
+        order = np.random.default_rng(len(excerpts)).permutation(len(excerpts)).tolist()
+        answers = self._answers(question, [excerpts[index] for index in order])
+        by_index = dict(zip(order, answers))
+        return [by_index[index] for index in range(len(excerpts))]
+
+    def _answers(self, question: str, excerpts: Sequence[Excerpt]) -> list[bool]:
+        answers: list[bool] = []
+        for start in range(0, len(excerpts), self.at_once):
+            part = excerpts[start : start + self.at_once]
+            numbers = self._numbers_in(self.ask(self._prompt(question, part)))
+            answers += [number in numbers for number in range(1, len(part) + 1)]
+        return answers
+
+    def _prompt(self, question: str, excerpts: Sequence[Excerpt]) -> str:
+        lines = []
+        for number, excerpt in enumerate(excerpts, 1):
+            lines.append(f"{number}. {json.dumps(excerpt.text(), ensure_ascii=False)}")
+        listed = "\n".join(lines)
+        return (
+            f"A feature of a language model is described as: {self.description}\n\n{question} Answer"
+            f" with their numbers, separated by commas, or with: none.\n\n{listed}"
+        )
+
+    def _numbers_in(self, answer: Any) -> set[int]:
+        """The numbers in an answer; an answer without, which does not say "none", is noted."""
+        if not isinstance(answer, str):
+            raise InputError(
+                f"the function that asks the language model gave {type(answer).__name__}; it must"
+                " give its answer as a string"
+            )
+        numbers = {int(number) for number in re.findall(r"\d+", answer)}
+        if not numbers and "none" not in answer.lower():
+            self.unread.append(answer)
+        return numbers
 
 # %% ../../nbs/interpreter/08_descriptions.ipynb #dd9cddcc
 def ask_http(
-    url: str, model: str, key: str | None = None, timeout: float = 60.0, tries: int = 3, **more: Any
-) -> Callable[[str], str]:
-    """Asks a server that speaks the chat-completions protocol, at `{url}/chat/completions`.
+    url: str,  # such as "http://localhost:8000/v1"
+    model: str,  # as the server calls it
+    key: str | None = None,
+    timeout: float = 60.0,  # seconds
+    tries: int = 3,
+    **more: Any,  # for the request, such as max_tokens
+) -> Ask:
+    """A function that asks a server at `{url}/chat/completions`.
 
-    `more` goes into the request, such as max_tokens.
+    The function raises `InputError` if the server refuses, or does not answer after all tries.
     """
-    import httpx
+    address = f"{url.rstrip('/')}/chat/completions"
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def ask(prompt: str) -> str:
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            **more,
-        }
-        for attempt in range(tries):
-            pause = 2.0**attempt
-            try:
-                answer = httpx.post(
-                    f"{url.rstrip('/')}/chat/completions",
-                    json=body,
-                    timeout=timeout,
-                    headers={"Authorization": f"Bearer {key}"} if key else {},
-                )
-                if answer.status_code < 500 and answer.status_code != 429:
-                    break
-                error: Any = f"status {answer.status_code}"
-                if (wish := answer.headers.get("Retry-After", "")).isdigit():
-                    pause = float(wish)
-            except httpx.TransportError as problem:
-                error = problem
-            if attempt == tries - 1:
-                raise InputError(
-                    f"{url} did not answer after {tries} tries ({error}); is the server running,"
-                    " and not too busy?"
-                )
-            log.warning("%s: %s; asking again in %.0f s", url, error, pause)
-            time.sleep(min(pause, 60.0))
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": model, "messages": messages, "temperature": 0, **more}
+        answer = _post(address, body, headers, timeout, tries)
         if answer.status_code != 200:
             raise InputError(
                 f"{url} refused with status {answer.status_code}: {answer.text[:200]}; check the"
@@ -189,9 +192,40 @@ def ask_http(
 
     return ask
 
+
+def _post(
+    address: str, body: dict[str, Any], headers: dict[str, str], timeout: float, tries: int
+) -> httpx.Response:
+    """The answer of a server, asked again while it is busy or does not answer."""
+    import httpx
+
+    for attempt in range(tries):
+        pause = 2.0**attempt
+        error: Any
+        try:
+            answer = httpx.post(address, json=body, timeout=timeout, headers=headers)
+            if answer.status_code < 500 and answer.status_code != 429:
+                return answer
+            error = f"status {answer.status_code}"
+            wish = answer.headers.get("Retry-After", "")
+            if wish.isdigit():
+                pause = float(wish)
+        except httpx.TransportError as problem:
+            error = problem
+        if attempt < tries - 1:
+            log.warning("%s: %s; asking again in %.0f s", address, error, pause)
+            time.sleep(min(pause, 60.0))
+    raise InputError(
+        f"{address} did not answer after {tries} tries ({error}); is the server running, and not too"
+        " busy?"
+    )
+
 # %% ../../nbs/interpreter/08_descriptions.ipynb #9956f28f
-def ask_model(model: LanguageModel, max_new_tokens: int = 40) -> Callable[[str], str]:
-    """Asks a chat model in this process, without chance."""
+def ask_model(model: LanguageModel, max_new_tokens: int = 40) -> Ask:
+    """A function that asks a chat model in this process, without chance.
+
+    The function raises `InputError` if a question is too long for the model.
+    """
     from sae_analysis.models.chat import encode_rendered, render
 
     @torch.no_grad()
@@ -202,110 +236,117 @@ def ask_model(model: LanguageModel, max_new_tokens: int = 40) -> Callable[[str],
                 f"the question has {len(ids)} tokens, and {model.name} reads {model.context_length}"
                 " with its answer; ask fewer excerpts at once, or a model that reads more"
             )
-        ids = torch.tensor([ids])
-        out = model.generate(ids, torch.ones_like(ids), max_new_tokens)
-        return model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        input_ids = torch.tensor([ids])
+        answered = model.generate(input_ids, torch.ones_like(input_ids), max_new_tokens)
+        text = model.tokenizer.decode(answered[0, len(ids) :], skip_special_tokens=True)
+        return text.strip()
 
     return ask
 
 # %% ../../nbs/interpreter/08_descriptions.ipynb #4f598644
 def explain_feature(
-    ask: Callable[[str], str],
-    evidence: Evidence,
-    feature: int,
-    text_of: Callable[[Sequence[int]], list[str]],
-    shown: int = 10,
+    ask: Ask, evidence: Evidence, feature: int, text_of: TextOf, shown: int = 10
 ) -> str:
-    """A description by a language model, from contexts of the evidence alone."""
-    parts = []
+    """A description by a language model, from up to `shown` contexts of each table.
+
+    Empty if the feature has no contexts, or the answer is empty.
+    """
+    lines = []
     for table in (evidence.top, evidence.sample):
         for rank in range(min(table.filled(feature), shown)):
             ids, values, _ = context_at(evidence, table, feature, rank)
-            parts.append(
-                json.dumps(
-                    Excerpt(ids, text_of(ids), [value > 0 for value in values], True).text(),
-                    ensure_ascii=False,
-                )
-            )
-    if not parts:
+            excerpt = Excerpt(ids, text_of(ids), [value > 0 for value in values], True)
+            lines.append(json.dumps(excerpt.text(), ensure_ascii=False))
+    if not lines:
         return ""
     answer = ask(
         "In these excerpts the tokens on which a feature of a language model fires are marked «like"
         " this». Say in one short phrase what the marked tokens, or what stands before them, have"
-        " in common.\n\n" + "\n".join(parts)
+        " in common.\n\n" + "\n".join(lines)
     )
-    return answer.strip().splitlines()[0].strip() if answer.strip() else ""
+    answer_lines = answer.strip().splitlines()
+    return answer_lines[0].strip() if answer_lines else ""
 
 # %% ../../nbs/interpreter/08_descriptions.ipynb #10a9fbe7
+DESCRIPTION_FILES = (".csv", ".tsv", ".json", ".jsonl")
+
+
 def read_descriptions(path: str | Path) -> dict[int, str]:
-    """Descriptions by feature, from CSV, JSON or JSON lines, which may be compressed (`.gz`)."""
+    """Descriptions by feature, from CSV, TSV, JSON or JSON lines, which may be compressed (`.gz`).
+
+    Raises `InputError` if the file is missing or damaged, or an entry lacks a part.
+    """
     path = Path(path)
-    try:
-        text = (
-            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        ).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"there is no file of descriptions at {path}") from None
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    kind = (
-        path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    ).lower()
-    if kind not in (".csv", ".tsv", ".json", ".jsonl"):
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    kind = kind.lower()
+    text = _read_text(path)
+    if kind not in DESCRIPTION_FILES:
         raise InputError(
             f"{path}: descriptions are read from .csv, .tsv, .json and .jsonl, which may be"
             " compressed (.gz)"
         )
     try:
-        if kind in (".csv", ".tsv"):
-            rows: Iterable[Any] = list(
-                csv.DictReader(
-                    io.StringIO(text, newline=""), delimiter="," if kind == ".csv" else "\t"
-                )
-            )
-        elif kind == ".json":
-            rows = _json_rows(json.loads(text))
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        entries = list(_entries(text, kind) or [])
     except (json.JSONDecodeError, AttributeError, csv.Error) as error:
-        raise InputError(f"{path} is no list of descriptions: {error}") from None
-    found: dict[int, str] = {}
-    for number, row in enumerate(rows or [], 1):
-        try:
-            if not isinstance(row["description"], str):
-                raise ValueError
-            feature = int(row["feature_id"] if "feature_id" in row else row["index"])
-            if feature in found:
-                log.warning(
-                    "%s, entry %s: a second description of feature %s takes the place of the first",
-                    path,
-                    number,
-                    feature,
-                )
-            found[feature] = row["description"]
-        except (KeyError, ValueError, TypeError):
-            raise InputError(
-                f"{path}, entry {number}: needs feature_id (or index) and description; it has"
-                f" {', '.join(row) if isinstance(row, dict) else repr(row)}"
-            ) from None
-    return found
+        raise InputError(f"{path} is not a list of descriptions: {error}") from None
+    descriptions: dict[int, str] = {}
+    for number, entry in enumerate(entries, 1):
+        feature, description = _read_entry(entry, f"{path}, entry {number}")
+        if feature in descriptions:
+            log.warning(
+                "%s, entry %s: a second description of feature %s replaces the first",
+                path,
+                number,
+                feature,
+            )
+        descriptions[feature] = description
+    return descriptions
 
-# %% ../../nbs/interpreter/08_descriptions.ipynb #524f8a86
-def _json_rows(whole: Any) -> Any:
-    """The entries of a JSON file:
 
-    a list of them, a page of Neuronpedia's with explanations inside, or descriptions by feature
-    number.
-    """
-    if isinstance(whole, list):
-        return whole
-    if "explanations" in whole:
-        return [
-            {**({"index": whole["index"]} if "index" in whole else {}), **each}
-            for each in whole["explanations"] or []
-        ]
-    return (
-        [{"feature_id": feature, "description": text} for feature, text in whole.items()]
-        if all(key.isdigit() for key in whole)
-        else [whole]
-    )
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file of descriptions at {path}") from None
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _entries(text: str, kind: str) -> Iterable[Any]:
+    """The entries of a file."""
+    if kind == ".json":
+        return _json_entries(json.loads(text))
+    if kind == ".jsonl":
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    delimiter = "," if kind == ".csv" else "\t"
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+
+
+def _json_entries(content: Any) -> list[Any]:
+    """The entries of a JSON file: a list, a page of Neuronpedia, or descriptions by number."""
+    if isinstance(content, list):
+        return content
+    if "explanations" in content:
+        index = {"index": content["index"]} if "index" in content else {}
+        return [{**index, **explanation} for explanation in content["explanations"] or []]
+    if all(key.isdigit() for key in content):
+        return [{"feature_id": key, "description": text} for key, text in content.items()]
+    return [content]
+
+
+def _read_entry(entry: Any, where: str) -> tuple[int, str]:
+    """Feature and description of an entry."""
+    try:
+        feature = int(entry["feature_id"] if "feature_id" in entry else entry["index"])
+        description = entry["description"]
+        if not isinstance(description, str):
+            raise ValueError
+        return feature, description
+    except (KeyError, ValueError, TypeError):
+        parts = ", ".join(entry) if isinstance(entry, dict) else repr(entry)
+        raise InputError(
+            f"{where}: needs feature_id (or index) and description; it has {parts}"
+        ) from None

@@ -5,65 +5,121 @@
 # %% ../../nbs/interpreter/06_detection.ipynb #6865d897
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
 from ..core.statistics import wilson
 from .evidence import Evidence
 from .token_stats import context_at
 
 # %% auto #0
-__all__ = ['MIN_EXCERPTS', 'GOOD_ACCURACY', 'Excerpt', 'excerpts', 'Predictor', 'balanced_accuracy', 'verdict_of',
-           'test_description']
+__all__ = ['TextOf', 'Interval', 'NO_INTERVAL', 'MIN_EXCERPTS', 'GOOD_ACCURACY', 'Excerpt', 'excerpts', 'balanced_accuracy',
+           'verdict_of', 'Predictor', 'test_description']
 
 # %% ../../nbs/interpreter/06_detection.ipynb #e36368f9
 @dataclass(frozen=True)
 class Excerpt:
-    """A few tokens of a held-out document."""
+    """A few tokens of a held-out document, with the answer to be predicted."""
 
     ids: list[int]
     tokens: list[str]  # their texts
-    # tokens that are shown as those on which the feature fires; none for detection
-    marked: list[bool]
-    fires: bool  # the answer: whether it fires here, or just on the marked tokens
+    marked: list[bool]  # tokens shown as those on which the feature fires; none for detection
+    fires: bool  # whether the feature fires here; for fuzzing, just on the marked tokens
 
     def text(self) -> str:
-        """The excerpt for reading, marks in «»."""
-        return "".join(
-            f"«{token}»" if mark else token for token, mark in zip(self.tokens, self.marked)
-        )
+        """The excerpt for reading, marked tokens in «»."""
+        pairs = zip(self.tokens, self.marked)
+        return "".join(f"«{token}»" if is_marked else token for token, is_marked in pairs)
 
 # %% ../../nbs/interpreter/06_detection.ipynb #38a0480b
-def excerpts(
-    evidence: Evidence, feature: int, text_of: Callable[[Sequence[int]], list[str]]
-) -> tuple[list[Excerpt], list[Excerpt]]:
-    """Excerpts for detection and for fuzzing, as many that fire as do not.
+TextOf = Callable[[Sequence[int]], list[str]]  # from token ids to their texts
 
-    Empty where the feature does not fire on held-out documents.
+
+def excerpts(
+    evidence: Evidence, feature: int, text_of: TextOf
+) -> tuple[list[Excerpt], list[Excerpt]]:
+    """Excerpts for detection and for fuzzing, as many in which the feature fires as not.
+
+    Both are empty if the feature does not fire on held-out documents.
     """
-    dice, detection, fuzzing = np.random.default_rng(feature), [], []
+    random = np.random.default_rng(feature)
+    detection = []
+    fuzzing = []
     for rank in range(evidence.held.filled(feature)):
         ids, values, _ = context_at(evidence, evidence.held, feature, rank)
-        on, tokens = [value > 0 for value in values], text_of(ids)
+        tokens = text_of(ids)
+        is_on = [value > 0 for value in values]
         detection.append(Excerpt(ids, tokens, [False] * len(ids), True))
-        off = np.flatnonzero(~np.array(on))
+        off = np.flatnonzero(~np.array(is_on))
         if rank % 2 == 0:
-            fuzzing.append(Excerpt(ids, tokens, on, True))
+            fuzzing.append(Excerpt(ids, tokens, is_on, True))
         elif len(off):
-            wrong = set(dice.choice(off, min(sum(on), len(off)), replace=False).tolist())
-            fuzzing.append(Excerpt(ids, tokens, [i in wrong for i in range(len(ids))], False))
-    quiet = ((evidence.pool_key > 0) & ~evidence.pool_active[feature]).nonzero().ravel().tolist()
-    for slot in dice.permutation(quiet)[: len(detection)].astype(int):
-        piece, at, around = (
-            evidence.pieces[int(evidence.pool_piece[slot])],
-            int(evidence.pool_position[slot]),
-            evidence.config.around,
-        )
-        ids = piece.ids[max(1, at - around) : at + around + 1]
+            count = min(sum(is_on), len(off))
+            wrong = set(random.choice(off, count, replace=False).tolist())
+            marked = [index in wrong for index in range(len(ids))]
+            fuzzing.append(Excerpt(ids, tokens, marked, False))
+    is_quiet = (evidence.pool_key > 0) & ~evidence.pool_active[feature]
+    slots = random.permutation(is_quiet.nonzero().ravel().tolist())
+    for slot in slots[: len(detection)].astype(int):
+        ids = _pool_context(evidence, slot)
         detection.append(Excerpt(ids, text_of(ids), [False] * len(ids), False))
     return detection, fuzzing
 
-# %% ../../nbs/interpreter/06_detection.ipynb #f3e4f01f
+
+def _pool_context(evidence: Evidence, slot: int) -> list[int]:
+    """The tokens around one position of the pool."""
+    piece = evidence.pieces[int(evidence.pool_piece[slot])]
+    at = int(evidence.pool_position[slot])
+    around = evidence.config.around
+    return piece.ids[max(1, at - around) : at + around + 1]
+
+# %% ../../nbs/interpreter/06_detection.ipynb #a39cb047
+Interval = tuple[float, float, float]  # a value, and the ends of its 95% interval
+NO_INTERVAL: Interval = (float("nan"), float("nan"), float("nan"))
+
+
+def balanced_accuracy(fires: Sequence[bool], answers: Sequence[bool]) -> Interval:
+    """Balanced accuracy of answers `[excerpts]`, with its 95% interval.
+
+    NaN if there are only excerpts of one kind. Source of the interval: Newcombe 1998.
+    """
+    is_firing = np.asarray(fires, dtype=bool)
+    is_right = is_firing == np.asarray(answers, dtype=bool)
+    if is_firing.all() or not is_firing.any():
+        return NO_INTERVAL
+    shares = []
+    below = []
+    above = []
+    for kind in (is_firing, ~is_firing):
+        share = is_right[kind].mean()
+        low, high = wilson(is_right[kind].sum(), kind.sum())
+        shares.append(share)
+        below.append(share - float(low))
+        above.append(float(high) - share)
+    middle = float(np.mean(shares))
+    return middle, middle - float(np.hypot(*below)) / 2, middle + float(np.hypot(*above)) / 2
+
+# %% ../../nbs/interpreter/06_detection.ipynb #0a14b034
+MIN_EXCERPTS = 8  # of each kind, below which there is no verdict
+GOOD_ACCURACY = 0.65  # the balanced accuracy that a description must be able to have
+
+
+def verdict_of(detection: Interval, fires: Sequence[bool], is_judged: bool = True) -> str:
+    """What the balanced accuracy of detection, with its interval, says about a description."""
+    if not is_judged:
+        return "not judged"
+    firing = sum(fires)
+    if min(firing, len(fires) - firing) < MIN_EXCERPTS:
+        return "too little evidence"
+    _, low, high = detection
+    if low > 0.5:
+        return "supported"
+    return "contradicted" if high < GOOD_ACCURACY else "undecided"
+
+# %% ../../nbs/interpreter/06_detection.ipynb #f3bc1b90
 class Predictor(Protocol):
     """Something that answers from a description."""
 
@@ -73,80 +129,31 @@ class Predictor(Protocol):
     def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]:
         """For each excerpt whether the marked tokens are those on which it fires."""
 
-# %% ../../nbs/interpreter/06_detection.ipynb #a39cb047
-def balanced_accuracy(fires: Sequence[bool], said: Sequence[bool]) -> tuple[float, float, float]:
-    """Mean of the shares of right answers where a feature fires and where it does not, and its 95 %
-    interval; NaN where one kind is missing.
-    """
-    fires, right = (
-        np.asarray(fires, dtype=bool),
-        np.asarray(fires, dtype=bool) == np.asarray(said, dtype=bool),
-    )
-    if fires.all() or not fires.any():
-        return (float("nan"),) * 3
-    shares, lows, highs = [], [], []
-    for kind in (fires, ~fires):
-        low, high = wilson(right[kind].sum(), kind.sum())
-        shares.append(right[kind].mean())
-        lows.append(float(low))
-        highs.append(float(high))
-    middle = float(np.mean(shares))
-    return (
-        middle,
-        middle - float(np.hypot(*(np.array(shares) - lows))) / 2,
-        middle + float(np.hypot(*(np.array(highs) - shares))) / 2,
-    )
 
-# %% ../../nbs/interpreter/06_detection.ipynb #0a14b034
-# excerpts of each kind below which there is no verdict; the balanced accuracy that a description
-# must be able to have
-MIN_EXCERPTS, GOOD_ACCURACY = 8, 0.65
-
-
-def verdict_of(
-    detection: tuple[float, float, float], fires: Sequence[bool], judged: bool = True
-) -> str:
-    """What detection's balanced accuracy, with its interval, says about a description."""
-    if not judged:
-        return "not judged"
-    if min(sum(fires), len(fires) - sum(fires)) < MIN_EXCERPTS:
-        return "too little evidence"
-    return (
-        "supported"
-        if detection[1] > 0.5
-        else "contradicted"
-        if detection[2] < GOOD_ACCURACY
-        else "undecided"
-    )
-
-# %% ../../nbs/interpreter/06_detection.ipynb #f3bc1b90
 def test_description(
-    predictor: Predictor,
-    evidence: Evidence,
-    feature: int,
-    text_of: Callable[[Sequence[int]], list[str]],
+    predictor: Predictor, evidence: Evidence, feature: int, text_of: TextOf
 ) -> dict[str, Any]:
-    """Detection and fuzzing of one description:
+    """Test one description by detection and fuzzing.
 
-    balanced accuracies with intervals, and a verdict.
+    Returns the number of excerpts, both balanced accuracies with intervals, and a verdict.
     """
-    found, said, parts = (
-        {},
-        {},
-        dict(zip(("detection", "fuzzing"), excerpts(evidence, feature, text_of))),
-    )
-    for name, ask in (("detection", predictor.detects), ("fuzzing", predictor.fits)):
-        said[name] = ask(parts[name]) if parts[name] else []
-        score = (
-            balanced_accuracy([e.fires for e in parts[name]], said[name])
-            if parts[name]
-            else (float("nan"),) * 3
-        )
-        found |= {name: score[0], f"{name}_low": score[1], f"{name}_high": score[2]}
-    judged = getattr(predictor, "judges", lambda said: True)(said["detection"])
-    detection = tuple(found[f"detection{end}"] for end in ("", "_low", "_high"))
+    detection, fuzzing = excerpts(evidence, feature, text_of)
+    detected = predictor.detects(detection) if detection else []
+    fitted = predictor.fits(fuzzing) if fuzzing else []
+    fires = [excerpt.fires for excerpt in detection]
+    accuracy = balanced_accuracy(fires, detected) if detection else NO_INTERVAL
+    fuzzing_fires = [excerpt.fires for excerpt in fuzzing]
+    fuzzing_accuracy = balanced_accuracy(fuzzing_fires, fitted) if fuzzing else NO_INTERVAL
+    judges = getattr(predictor, "judges", None)
+    is_judged = True if judges is None else judges(detected)
     return {
-        "excerpts": len(parts["detection"]),
-        **found,
-        "verdict": verdict_of(detection, [e.fires for e in parts["detection"]], judged),
+        "excerpts": len(detection),
+        **_named_interval("detection", accuracy),
+        **_named_interval("fuzzing", fuzzing_accuracy),
+        "verdict": verdict_of(accuracy, fires, is_judged),
     }
+
+
+def _named_interval(name: str, interval: Interval) -> dict[str, float]:
+    value, low, high = interval
+    return {name: value, f"{name}_low": low, f"{name}_high": high}

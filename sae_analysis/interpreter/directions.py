@@ -5,19 +5,22 @@
 # %% ../../nbs/interpreter/03_directions.ipynb #0b13754f
 from __future__ import annotations
 
-import numpy as np
-import torch
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from torch import nn, Tensor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from typing import Any, Iterable, Iterator, Sequence
+
 from ..core.devices import compute_dtype
 from ..core.errors import InputError
 from ..extractor.store import RowStore
 from ..models.language_model import LanguageModel
-
-from ..saes.jumprelu import JumpReLUSAE
+from ..saes.sae import SAE
 
 # %% auto #0
 __all__ = ['final_norm', 'through_final_norm', 'unembedding', 'LogitEffects', 'logit_effects', 'cosine_neighbours', 'Firing',
@@ -25,28 +28,26 @@ __all__ = ['final_norm', 'through_final_norm', 'unembedding', 'LogitEffects', 'l
 
 # %% ../../nbs/interpreter/03_directions.ipynb #9c984e57
 def final_norm(model: LanguageModel) -> nn.Module | None:
-    """The norm behind the last block:
-
-    a sibling of the list of blocks, declared after it, or before it and called final. None where
-    there is none.
-    """
-
-    def is_norm(name: str, module: nn.Module) -> bool:
-        return "norm" in f"{name} {type(module).__name__}".lower()
-
+    """The norm after the last block; None if there is none."""
     for parent in model.model.modules():
         children = list(parent.named_children())
-        at = next(
-            (number for number, (_, child) in enumerate(children) if child is model.blocks), None
-        )
-        if at is None:
+        positions = [index for index, (_, child) in enumerate(children) if child is model.blocks]
+        if not positions:
             continue
-        after = [child for name, child in children[at + 1 :] if is_norm(name, child)]
-        before = [
-            child for name, child in children[:at] if is_norm(name, child) and "final" in name
-        ]
-        return (after + before + [None])[0]
+        before = children[: positions[0]]
+        after = children[positions[0] + 1 :]
+        for name, child in after:
+            if _is_norm(name, child):
+                return child
+        for name, child in before:
+            if _is_norm(name, child) and "final" in name:
+                return child
+        return None
     return None
+
+
+def _is_norm(name: str, module: nn.Module) -> bool:
+    return "norm" in f"{name} {type(module).__name__}".lower()
 
 # %% ../../nbs/interpreter/03_directions.ipynb #04d6d369
 @torch.no_grad()
@@ -54,24 +55,31 @@ def through_final_norm(norm: nn.Module | None, directions: Tensor) -> Tensor:
     """Directions `[n, d_model]` as the linear part of a final norm passes them on."""
     if norm is None:
         return directions
-    d, like = directions.shape[-1], next(norm.parameters(), directions)
-    probe = torch.ones(d)
+    like = next(norm.parameters(), directions)
+    probe = _probe(directions.shape[-1]).to(device=like.device, dtype=like.dtype)  # [1, d_model]
+    response = norm(probe)
+    odd_part = (response - norm(-probe)).float() / 2
+    multiplier = (odd_part / probe.float()).to(directions)
+    shift = (norm(probe + 1) - response).abs().max()
+    is_centred = shift < 0.05 * (response.abs().max() + 1e-6)
+    if is_centred:
+        directions = directions - directions.mean(-1, keepdim=True)
+    return directions * multiplier
+
+
+def _probe(d_model: int) -> Tensor:
+    """A vector `[1, d_model]` of mean 0 and root mean square 1, without zeros."""
+    probe = torch.ones(d_model)
     probe[1::2] = -1
-    if d % 2:
+    if d_model % 2:
         probe[-3:] = torch.tensor([2.0, -1.0, -1.0])
-    # mean 0, root mean square 1: what comes out is how the norm multiplies
-    probe = (probe / probe.pow(2).mean().sqrt())[None].to(device=like.device, dtype=like.dtype)
-    # a bias is in both, and cancels
-    multiplier = ((norm(probe) - norm(-probe)).float() / 2 / probe.float()).to(directions)
-    # whether the mean is taken away first
-    centred = (norm(probe + 1) - norm(probe)).abs().max() < 0.05 * (norm(probe).abs().max() + 1e-6)
-    return (directions - directions.mean(-1, keepdim=True) if centred else directions) * multiplier
+    return (probe / probe.pow(2).mean().sqrt())[None]
 
 # %% ../../nbs/interpreter/03_directions.ipynb #e9bd259a
 def unembedding(model: LanguageModel) -> Tensor:
     """The output embedding of every token that the tokenizer knows, `[vocabulary, d_model]`.
 
-    Refused where more than a norm stands before it.
+    Raises `InputError` for a model without one, or with more than a norm before it.
     """
     head = model.model.get_output_embeddings()
     if head is None:
@@ -81,52 +89,55 @@ def unembedding(model: LanguageModel) -> Tensor:
             f"{model.name} is a masked language model: its head has layers of its own, so a feature"
             " has no direct effect on tokens"
         )
-    return head.weight[: len(model.tokenizer)].detach().float()  # some have rows that no token uses
+    return head.weight[: len(model.tokenizer)].detach().float()
 
-# %% ../../nbs/interpreter/03_directions.ipynb #5a55e4bc
+# %% ../../nbs/interpreter/03_directions.ipynb #7a6deb86
 @dataclass(frozen=True)
 class LogitEffects:
-    """For some features the tokens they promote and suppress most."""
+    """For some features the tokens that they promote and suppress most."""
 
     features: Tensor  # [n] ids
     promoted: Tensor  # [n, k] token ids, strongest first
     raises: Tensor  # [n, k] change of the logit for an activation of one
-    suppressed: Tensor  # [n, k]
-    lowers: Tensor  # [n, k]
+    suppressed: Tensor  # [n, k] token ids, strongest first
+    lowers: Tensor  # [n, k] change of the logit for an activation of one
 
-# %% ../../nbs/interpreter/03_directions.ipynb #7a6deb86
+
 @torch.no_grad()
 def logit_effects(
-    sae: JumpReLUSAE,
+    sae: SAE,
     model: LanguageModel,
-    features: Sequence[int] | None = None,
-    k: int = 10,
-    chunk: int = 256,
+    features: Sequence[int] | None = None,  # None: all
+    k: int = 10,  # tokens kept of each
+    chunk: int = 256,  # features computed at a time
 ) -> LogitEffects:
-    """What one unit of each feature does to the next token's logits, without the blocks in between.
+    """What one unit of each feature does to the next token's logits, with no blocks in between.
 
-    All features when none are named.
+    Raises `InputError` if the model has no unembedding of the SAE's width.
     """
-    W = unembedding(model)
-    if W.shape[1] != sae.config.d_model:
+    W_U = unembedding(model)  # [vocabulary, d_model]
+    if W_U.shape[1] != sae.config.d_model:
         raise InputError(
-            f"the unembedding of {model.name} reads width {W.shape[1]}, the SAE writes width"
+            f"the unembedding of {model.name} reads width {W_U.shape[1]}, the SAE writes width"
             f" {sae.config.d_model}; what lies between is not known"
         )
-    k = min(k, len(W))
-    ids = (
-        torch.arange(sae.config.d_hidden)
-        if features is None
-        else torch.as_tensor(list(features), dtype=torch.long)
-    )
-    norm, found = final_norm(model), []
+    k = min(k, len(W_U))
+    norm = final_norm(model)
+    if features is None:
+        ids = torch.arange(sae.config.d_hidden)
+    else:
+        ids = torch.as_tensor(list(features), dtype=torch.long)
+    parts = []
     for some in ids.split(chunk):
-        logits = through_final_norm(norm, sae.W_dec[some.to(sae.W_dec.device)].to(W)) @ W.T
-        high, low = logits.topk(k, dim=1), logits.topk(k, dim=1, largest=False)
-        found.append([part.cpu() for part in (high.indices, high.values, low.indices, low.values)])
-    if not found:
+        directions = sae.W_dec[some.to(sae.W_dec.device)].to(W_U)  # [chunk, d_model]
+        logits = through_final_norm(norm, directions) @ W_U.T  # [chunk, vocabulary]
+        high = logits.topk(k, dim=1)
+        low = logits.topk(k, dim=1, largest=False)
+        columns = (high.indices, high.values, low.indices, low.values)
+        parts.append([column.cpu() for column in columns])
+    if not parts:
         return LogitEffects(ids, *(torch.zeros(0, k) for _ in range(4)))
-    return LogitEffects(ids, *(torch.cat(parts) for parts in zip(*found)))
+    return LogitEffects(ids, *(torch.cat(columns) for columns in zip(*parts)))
 
 # %% ../../nbs/interpreter/03_directions.ipynb #6c55b7ad
 @torch.no_grad()
@@ -134,139 +145,170 @@ def cosine_neighbours(
     directions: Tensor,  # [n, d_model]
     others: Tensor | None = None,  # [m, d_model]; None: each other
     k: int = 5,
-    elements: int = 2**25,
+    elements: int = 2**25,  # cosines held at a time
 ) -> tuple[Tensor, Tensor]:
-    """For each direction the `k` others of highest cosine:
-
-    ids and cosines, both `[n, k]`; `elements` of all cosines are held at a time.
-    """
-
-    def unit(x: Tensor) -> Tensor:
-        return x.float() / x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
-
-    a, b, found = unit(directions), unit(directions if others is None else others), []
-    dtype, most = compute_dtype(a.device.type), len(b) - (others is None)
-    quick, k = b.to(dtype), min(k, most)
+    """For each direction the `k` others of highest cosine: ids and cosines, both `[n, k]`."""
+    left = _unit(directions)
+    right = _unit(directions if others is None else others)
+    dtype = compute_dtype(left.device.type)
+    most = len(right) - (others is None)  # not itself
+    k = min(k, most)
+    candidates = k if dtype == torch.float32 else min(k + 8, most)
+    rough_right = right.to(dtype)
+    ids = []
+    cosines = []
+    parts = torch.arange(len(left)).split(max(1, elements // len(right)))
     for some in tqdm(
-        torch.arange(len(a)).split(max(1, elements // len(b))),
-        desc="comparing directions",
-        unit=" parts",
-        delay=2,
-        leave=False,
-        disable=None,
+        parts, desc="comparing directions", unit=" parts", delay=2, leave=False, disable=None
     ):
-        rough = a[some].to(dtype) @ quick.T
+        rough = left[some].to(dtype) @ rough_right.T  # [part, m]
         if others is None:
-            rough[torch.arange(len(some)), some] = -2  # not itself
-        near = rough.topk(k if dtype == torch.float32 else min(k + 8, most), dim=1).indices
-        cosine, order = torch.bmm(b[near], a[some, :, None])[..., 0].topk(k, dim=1)
-        found.append((near.gather(1, order).cpu(), cosine.cpu()))
-    return torch.cat([ids for ids, _ in found]), torch.cat([cosines for _, cosines in found])
+            rough[torch.arange(len(some)), some] = -2  # below any cosine
+        near = rough.topk(candidates, dim=1).indices  # [part, candidates]
+        exact = torch.bmm(right[near], left[some, :, None])[..., 0]  # [part, candidates]
+        cosine, order = exact.topk(k, dim=1)
+        ids.append(near.gather(1, order).cpu())
+        cosines.append(cosine.cpu())
+    return torch.cat(ids), torch.cat(cosines)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows `[n, d_model]` of length one."""
+    return x.float() / x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 # %% ../../nbs/interpreter/03_directions.ipynb #3d4b819e
 class Firing:
     """Which features fire on which of some tokens, sparsely."""
 
-    def __init__(self, token: Tensor, feature: Tensor, tokens: int, features: int):
+    def __init__(
+        self,
+        token: Tensor,  # [n] of each event
+        feature: Tensor,  # [n] of each event
+        tokens: int,
+        features: int,
+    ):
         self.shape = (tokens, features)
-        self.by_token = torch.sparse_coo_tensor(
-            torch.stack([token.long(), feature.long()]),
-            torch.ones(len(token)),
-            self.shape,
-            check_invariants=True,
-        ).coalesce()
-        # [features] tokens on which each fires
-        self.count = torch.bincount(feature.long(), minlength=features)
+        self.by_token = _sparse_ones(token.long(), feature.long(), self.shape)
+        self.count = torch.bincount(feature.long(), minlength=features)  # [features] tokens
 
-    def together(self, other: "Firing", features: Tensor) -> Tensor:
-        """On how many tokens the given features fire together with each of the other's:
+    def together(self, other: Firing, features: Tensor) -> Tensor:
+        """On how many tokens the given features fire together with each of the other's.
 
-        sparse, `[len(features), other's features]`.
+        Sparse, `[len(features), other's features]`.
         """
-        where, mine = self.by_token.indices(), torch.full((self.shape[1],), -1)
-        mine[features] = torch.arange(len(features))
-        kept = mine[where[1]] >= 0
-        left = torch.sparse_coo_tensor(
-            torch.stack([mine[where[1][kept]], where[0][kept]]),
-            torch.ones(int(kept.sum())),
-            (len(features), self.shape[0]),
-            check_invariants=True,
-        )
+        token, feature = self.by_token.indices()
+        row_of = torch.full((self.shape[1],), -1)  # [features]
+        row_of[features] = torch.arange(len(features))
+        is_wanted = row_of[feature] >= 0
+        shape = (len(features), self.shape[0])
+        left = _sparse_ones(row_of[feature[is_wanted]], token[is_wanted], shape)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch calls its sparse products young
-            return torch.sparse.mm(left.coalesce(), other.by_token).coalesce()
+            warnings.simplefilter("ignore", UserWarning)  # torch calls sparse products young
+            return torch.sparse.mm(left, other.by_token).coalesce()
 
-    def jaccard(self, other: "Firing", features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For pairs of the given features and the other's that fire together:
+    def jaccard(self, other: Firing, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pairs of the given features and the other's that fire together.
 
-        places in `features`, the other's ids, on how many tokens, and Jaccard indices.
+        Returns the place in `features`, the other's id, the number of tokens and the Jaccard index
+        of each pair, all `[pairs]`.
         """
         both = self.together(other, features)
-        (row, column), count = both.indices(), both.values()
-        return row, column, count, count / (self.count[features][row] + other.count[column] - count)
+        row, column = both.indices()
+        count = both.values()
+        either = self.count[features][row] + other.count[column] - count
+        return row, column, count, count / either
+
+
+def _sparse_ones(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse matrix with ones at the given places."""
+    indices = torch.stack([row, column])
+    ones = torch.ones(len(row))
+    return torch.sparse_coo_tensor(indices, ones, shape, check_invariants=True).coalesce()
 
 # %% ../../nbs/interpreter/03_directions.ipynb #598328f3
 def jaccard_neighbours(
-    firing: Firing, other: Firing | None = None, k: int = 5, smallest: int = 3, chunk: int = 2048
+    firing: Firing,
+    other: Firing | None = None,  # None: each other
+    k: int = 5,
+    smallest: int = 3,  # tokens on which a pair must have fired together
+    chunk: int = 2048,  # features compared at a time
 ) -> tuple[Tensor, Tensor]:
-    """For each feature the `k` others that fire most with it:
+    """For each feature the `k` others of highest Jaccard index: ids and indices `[features, k]`.
 
-    ids (-1 where there are fewer) and Jaccard indices, both `[features, k]`.
+    Ids are -1 where there are fewer.
     """
-    right, ids, values = other or firing, [], []
+    right = other or firing
+    ids = []
+    values = []
     for features in torch.arange(firing.shape[1]).split(chunk):
         row, column, count, share = firing.jaccard(right, features)
-        fit = (count >= smallest) & (
-            (column != features[row]) if other is None else torch.ones_like(row, dtype=torch.bool)
+        is_pair = count >= smallest
+        if other is None:
+            is_pair &= column != features[row]
+        best, jaccard = _best_of_rows(
+            row[is_pair], column[is_pair], share[is_pair], len(features), k
         )
-        row, column, share = row[fit], column[fit], share[fit]
-        order = torch.argsort(share, descending=True, stable=True)
-        order = order[torch.argsort(row[order], stable=True)]
-        rank = torch.arange(len(order)) - torch.searchsorted(
-            row[order].contiguous(), row[order].contiguous()
-        )
-        order, rank = order[rank < k], rank[rank < k]
-        best, jaccard = torch.full((len(features), k), -1), torch.zeros(len(features), k)
-        best[row[order], rank], jaccard[row[order], rank] = column[order], share[order]
         ids.append(best)
         values.append(jaccard)
     return torch.cat(ids), torch.cat(values)
+
+
+def _best_of_rows(
+    row: Tensor, column: Tensor, share: Tensor, rows: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """The `k` columns of highest share in each row, and the shares, both `[rows, k]`."""
+    order = torch.argsort(share, descending=True, stable=True)
+    order = order[torch.argsort(row[order], stable=True)]
+    sorted_rows = row[order].contiguous()
+    rank = torch.arange(len(order)) - torch.searchsorted(sorted_rows, sorted_rows)
+    order = order[rank < k]
+    rank = rank[rank < k]
+    best = torch.full((rows, k), -1)
+    values = torch.zeros(rows, k)
+    best[row[order], rank] = column[order]
+    values[row[order], rank] = share[order]
+    return best, values
 
 # %% ../../nbs/interpreter/03_directions.ipynb #a709f4fc
 @torch.no_grad()
 def find_duplicates(
     directions: Tensor,  # [n, d_model]
-    cosine: Tensor,  # [n, k] of the nearest by `cosine_neighbours`
+    cosine: Tensor,  # [n, k] of the nearest, by `cosine_neighbours`
     firing: Firing,
-    above: float = 0.9,
-    smallest: int = 3,
-    elements: int = 2**25,
+    above: float = 0.9,  # cosine and Jaccard index that duplicates exceed
+    smallest: int = 3,  # tokens on which a pair must have fired together
+    elements: int = 2**25,  # cosines held at a time
 ) -> Tensor:
-    """For each feature the lowest-numbered one before it whose cosine and Jaccard index with it are
-    both above a limit, `[n]`; -1 where there is none.
-    """
-    found, unit = (
-        torch.full((len(directions),), -1),
-        torch.nn.functional.normalize(directions.float(), dim=-1),
-    )
+    """For each feature the first one that it duplicates, `[n]`; -1 where there is none."""
+    duplicates = torch.full((len(directions),), -1)
+    unit = torch.nn.functional.normalize(directions.float(), dim=-1)
     suspects = (cosine > above).any(1).nonzero().ravel()
     for some in suspects.split(max(1, elements // len(unit))):
-        alike = (unit[some] @ unit.T > above).cpu()
+        writes_alike = (unit[some] @ unit.T > above).cpu()  # [part, n]
         row, column, count, share = firing.jaccard(firing, some)
-        fit = (share > above) & (count >= smallest) & (column < some[row]) & alike[row, column]
-        first = torch.full((len(some),), len(unit)).scatter_reduce(0, row[fit], column[fit], "amin")
-        found[some] = torch.where(first < len(unit), first, -1)
-    return found
+        is_copy = (share > above) & (count >= smallest)
+        is_copy &= (column < some[row]) & writes_alike[row, column]
+        none = len(unit)
+        first = torch.full((len(some),), none)
+        first = first.scatter_reduce(0, row[is_copy], column[is_copy], "amin")
+        duplicates[some] = torch.where(first < none, first, -1)
+    return duplicates
 
 # %% ../../nbs/interpreter/03_directions.ipynb #1349c873
 @torch.no_grad()
-def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
-    """Where the features of `sae` fire on batches of rows `[rows, d_model]`."""
-    rows, tokens, features = 0, [], []
+def firing_on(sae: SAE, batches: Iterable[Tensor]) -> Firing:
+    """Where the features of `sae` fire on batches of rows `[rows, d_model]`.
+
+    Raises `InputError` if there are no rows.
+    """
+    rows = 0
+    tokens = []
+    features = []
     for x in tqdm(
         batches, desc="where features fire", unit=" batches", delay=2, leave=False, disable=None
     ):
-        token, feature = (sae.encode(x.float().to(sae.W_enc.device)) > 0).nonzero(as_tuple=True)
+        is_active = sae.encode(x.float().to(sae.W_enc.device)) > 0  # [rows, d_hidden]
+        token, feature = is_active.nonzero(as_tuple=True)
         tokens.append(token.cpu() + rows)
         features.append(feature.cpu())
         rows += len(x)
@@ -274,62 +316,69 @@ def firing_on(sae: JumpReLUSAE, batches: Iterable[Tensor]) -> Firing:
         raise InputError("there are no rows to compare features on")
     return Firing(torch.cat(tokens), torch.cat(features), rows, sae.config.d_hidden)
 
-# %% ../../nbs/interpreter/03_directions.ipynb #fdffc717
-def _batches(rows: Any, size: int = 4096) -> Iterator[Tensor]:
-    """Rows in batches, from a store, a tensor, or batches."""
+
+def _row_batches(rows: Any, size: int = 4096) -> Iterator[Tensor]:
+    """Rows in batches of at most `size`, from a store, a tensor, or several tensors."""
     if isinstance(rows, RowStore):
-        yield from (
-            rows.rows(ids) for ids in np.array_split(np.arange(len(rows)), -(-len(rows) // size))
-        )
-    else:
-        yield from (
-            batch
-            for part in ([rows] if isinstance(rows, Tensor) else rows)
-            for batch in part.split(size)
-        )
+        parts = -(-len(rows) // size)
+        for indices in np.array_split(np.arange(len(rows)), parts):
+            yield rows.rows(indices)
+        return
+    for part in [rows] if isinstance(rows, Tensor) else rows:
+        yield from part.split(size)
 
 # %% ../../nbs/interpreter/03_directions.ipynb #365aaa01
 def match_features(
-    a: JumpReLUSAE,
-    b: JumpReLUSAE,
-    # a store, a tensor [rows, d_model] or several; a pair ([...], [...]) or (store,
-    # store) where the SAEs read different layers of the same tokens
-    rows: Any = None,
-) -> Any:
-    """For every feature of `a` its partner in `b` by decoder cosine, and by co-firing where `rows`
-    are given: a DataFrame.
-    """
-    import pandas as pd
+    a: SAE,
+    b: SAE,
+    rows: Any = None,  # a store, a tensor [rows, d_model] or several; or a pair of these
+) -> pd.DataFrame:
+    """For every feature of `a`, its partner in `b` by decoder cosine.
 
+    With `rows`, also by co-firing; a pair `(rows_of_a, rows_of_b)` is for SAEs that read different
+    layers of the same tokens. Returns one row a feature with `feature_a`, and for each way
+    `feature_b_...`, the cosine or Jaccard index, and `mutual_...`: whether each is the other's best.
+    Raises `InputError` for SAEs of different width, and rows of different tokens or other layers.
+    """
     if a.config.d_model != b.config.d_model:
         raise InputError(
             f"the SAEs write widths {a.config.d_model} and {b.config.d_model}; only SAEs of one"
             " model can be matched"
         )
-    table: dict[str, Any] = {"feature_a": np.arange(a.config.d_hidden)}
-    ways: dict[str, tuple[Any, ...]] = {
-        "cosine": (cosine_neighbours, a.W_dec, b.W_dec.to(a.W_dec.device))
-    }
+    table = {"feature_a": np.arange(a.config.d_hidden)}
+    table |= _partners("cosine", cosine_neighbours, a.W_dec, b.W_dec.to(a.W_dec.device))
     if rows is not None:
-        if not isinstance(rows, (Tensor, tuple, RowStore)):
-            rows = list(rows)
-        of_a, of_b = rows if isinstance(rows, tuple) and len(rows) == 2 else (rows, rows)
-        for sae, of in ((a, of_a), (b, of_b)):
-            if isinstance(of, RowStore) and of.layer is not None:
-                sae.check_layer(of.layer)
-        fires_a, fires_b = firing_on(a, _batches(of_a)), firing_on(b, _batches(of_b))
-        if fires_a.shape[0] != fires_b.shape[0]:
-            raise InputError(
-                "the two SAEs were given different numbers of rows; they must be of the same tokens"
-            )
-        ways["jaccard"] = (jaccard_neighbours, fires_a, fires_b)
-    for name, (way, in_a, in_b) in ways.items():
-        (there, value), (back, _) = way(in_a, in_b, k=1), way(in_b, in_a, k=1)
-        best, known = there[:, 0], there[:, 0] >= 0
-        mutual = known & (back[best.clamp(min=0), 0] == torch.arange(len(best)))
-        table |= {
-            f"feature_b_{name}": best.numpy(),
-            name: value[:, 0].numpy(),
-            f"mutual_{name}": mutual.numpy(),
-        }
+        table |= _partners("jaccard", jaccard_neighbours, *_both_firings(a, b, rows))
     return pd.DataFrame(table)
+
+
+def _partners(name: str, neighbours: Callable, of_a: Any, of_b: Any) -> dict[str, np.ndarray]:
+    """The nearest in b of each of a's features, by one measure."""
+    forward, value = neighbours(of_a, of_b, k=1)
+    backward, _ = neighbours(of_b, of_a, k=1)
+    best = forward[:, 0]  # [features of a]
+    best_of_best = backward[best.clamp(min=0), 0]
+    is_mutual = (best >= 0) & (best_of_best == torch.arange(len(best)))
+    return {
+        f"feature_b_{name}": best.numpy(),
+        name: value[:, 0].numpy(),
+        f"mutual_{name}": is_mutual.numpy(),
+    }
+
+
+def _both_firings(a: SAE, b: SAE, rows: Any) -> tuple[Firing, Firing]:
+    """Where both SAEs fire on the same tokens."""
+    if not isinstance(rows, (Tensor, tuple, RowStore)):
+        rows = list(rows)
+    is_pair = isinstance(rows, tuple) and len(rows) == 2
+    rows_of_a, rows_of_b = rows if is_pair else (rows, rows)
+    for sae, source in ((a, rows_of_a), (b, rows_of_b)):
+        if isinstance(source, RowStore) and source.layer is not None:
+            sae.check_layer(source.layer)
+    firing_a = firing_on(a, _row_batches(rows_of_a))
+    firing_b = firing_on(b, _row_batches(rows_of_b))
+    if firing_a.shape[0] != firing_b.shape[0]:
+        raise InputError(
+            "the two SAEs were given different numbers of rows; they must be of the same tokens"
+        )
+    return firing_a, firing_b

@@ -5,22 +5,28 @@
 # %% ../../nbs/interpreter/00_evaluation.ipynb #ef739d65
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor
-from typing import Any, Callable, Iterable, Iterator
+
 from ..core.config import TrainConfig
 from ..core.errors import InputError
 from ..loaders.documents import Document
 from ..loaders.windows import pack_windows
-from ..models.shards import token_shards, TokenShard
 from ..models.language_model import LanguageModel
-from ..models.reading import padding_mask, ResidualReader, within_norm_limit
+from ..models.reading import ResidualReader, padding_mask, within_norm_limit
+from ..models.shards import TokenShard, token_shards
 from ..saes.reconstruction import Reconstruction
 from ..saes.sae import SAE
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% auto #0
-__all__ = ['heldout_batches', 'next_token_losses', 'LossSums', 'add_losses', 'Quality', 'evaluate', 'checklist']
+__all__ = ['Target', 'heldout_batches', 'next_token_losses', 'LossSums', 'add_losses', 'Quality', 'evaluate', 'checklist']
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #897a26c5
 def heldout_batches(
@@ -30,11 +36,10 @@ def heldout_batches(
     batch_size: int,
     context: int = 1024,
 ) -> Iterator[TokenShard]:
-    """Windows of `texts` in batches, with the positions that count; about `num_tokens` of them."""
+    """Windows of `texts`, `batch_size` at a time, until about `num_tokens` positions count."""
     context = min(context, model.context_length)
-    yield from token_shards(
-        pack_windows(texts, model.tokenizer, context), model.special_ids(), num_tokens, batch_size
-    )
+    windows = pack_windows(texts, model.tokenizer, context)
+    yield from token_shards(windows, model.special_ids(), num_tokens, batch_size)
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #1a10c993
 @torch.no_grad()
@@ -54,7 +59,7 @@ def next_token_losses(
 # %% ../../nbs/interpreter/00_evaluation.ipynb #f337a115
 @dataclass
 class LossSums:
-    """Sums of next-token losses with the residual stream left alone or replaced."""
+    """Sums of next-token losses in nats, with the residual stream left alone or replaced."""
 
     predictions: int = 0
     clean: float = 0.0
@@ -64,24 +69,25 @@ class LossSums:
     kl: float = 0.0
 
     def add(self, name: str, losses: Tensor) -> None:
-        """Adds the losses of a batch, `[predictions]`, to the sum called `name`."""
+        """Add the losses of a batch, `[predictions]`, to the sum called `name`."""
         setattr(self, name, getattr(self, name) + losses.cpu().double().sum().item())
 
+    def recovered(self, replaced: float) -> float:
+        """Of the loss that `replaced` adds, the share that the reconstruction does not."""
+        if replaced == self.clean:
+            return float("nan")
+        return (replaced - self.sae) / (replaced - self.clean)
+
     def figures(self) -> dict[str, float]:
-        n = self.predictions or float("nan")  # an encoder predicts no next token
-
-        def recovered(worst: float) -> float:
-            return (
-                (worst - self.sae) / (worst - self.clean) if worst != self.clean else float("nan")
-            )
-
+        """Means over the predictions; not a number where there are none, as for an encoder."""
+        predictions = self.predictions or float("nan")
         return {
-            "loss": self.clean / n,
-            "loss_with_sae": self.sae / n,
-            "loss_with_zeros": self.zero / n,
-            "loss_recovered": recovered(self.zero),
-            "loss_recovered_over_mean": recovered(self.mean),
-            "kl": self.kl / n,
+            "loss": self.clean / predictions,
+            "loss_with_sae": self.sae / predictions,
+            "loss_with_zeros": self.zero / predictions,
+            "loss_recovered": self.recovered(self.zero),
+            "loss_recovered_over_mean": self.recovered(self.mean),
+            "kl": self.kl / predictions,
         }
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #d2c85f10
@@ -95,7 +101,7 @@ def add_losses(
     replaced: Tensor,  # [sequences, positions] True where the stream is replaced
     is_real: Tensor,  # [sequences, positions] False at padding
 ) -> None:
-    """Adds a batch, run four times: with the stream left alone, rebuilt, zeroed and averaged."""
+    """Add a batch, run four times: with the stream left alone, rebuilt, zeroed and averaged."""
     mask = padding_mask(model, is_real)
     at = replaced.to(model.device)[..., None]  # [sequences, positions, 1]
 
@@ -133,30 +139,29 @@ def _divergence(clean_logits: Tensor, sae_logits: Tensor, is_predicted: Tensor) 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #e8d89bc1
 @dataclass(frozen=True)
 class Quality:
-    """Figures of an SAE on held-out text."""
+    """Figures of an SAE on held-out text; `quality["fvu"]` is one of them."""
 
     figures: dict[str, float]  # at positions that can be training rows
     everywhere: dict[str, float]  # with position 0 and special tokens included
-    density: Tensor  # [d_hidden] share of tokens each latent is active on
+    density: Tensor  # [d_hidden] share of tokens on which each latent is active
     l0_per_token: Tensor  # [tokens] active latents of each token
 
     def __getitem__(self, name: str) -> float:
         return self.figures[name]
 
-    def table(self) -> Any:
-        """One row per figure, with and without attention sinks."""
+    def table(self) -> pd.DataFrame:
+        """One row a figure, without attention sinks and with every position."""
         import pandas as pd
 
-        return pd.DataFrame(
-            {"without sinks": self.figures, "all positions": self.everywhere}
-        ).rename_axis("figure")
+        columns = {"without sinks": self.figures, "all positions": self.everywhere}
+        return pd.DataFrame(columns).rename_axis("figure")
 
     def __repr__(self) -> str:
-        f = self.figures
+        figures = self.figures
         return (
-            f"Quality(l0 {f['l0']:.1f}, fvu {f['fvu']:.4f}, loss recovered"
-            f" {f['loss_recovered']:.1%}, kl {f['kl']:.3f}, dead {f['dead']:.1%}, on {f['rows']:,}"
-            " tokens)"
+            f"Quality(l0 {figures['l0']:.1f}, fvu {figures['fvu']:.4f}, loss recovered"
+            f" {figures['loss_recovered']:.1%}, kl {figures['kl']:.3f}, dead {figures['dead']:.1%},"
+            f" on {figures['rows']:,} tokens)"
         )
 
     def _repr_html_(self) -> str:
@@ -173,7 +178,7 @@ class _Measured:
         self.l0_per_token: list[Tensor] = []  # of each batch, [rows]
 
     def update(self, rows: Tensor) -> None:
-        """Adds rows `[rows, d_model]`."""
+        """Add rows `[rows, d_model]`."""
         x = rows.to(self.sae.W_enc.device).float()
         f = self.sae.encode(x)  # [rows, d_hidden]
         self.rebuilt.update(x, f, self.sae.decode(f))
@@ -184,25 +189,10 @@ class _Measured:
         figures = self.rebuilt.figures()
         mse = figures.pop("mse")
         recon_loss = mse / figures.pop("mean_square")
-        rows, l0 = figures.pop("rows"), figures.pop("l0")
-        return {
-            "rows": rows,
-            "l0": l0,
-            "recon_loss": recon_loss,
-            **figures,
-            **self.losses.figures(),
-        }
+        first = {"rows": figures.pop("rows"), "l0": figures.pop("l0"), "recon_loss": recon_loss}
+        return {**first, **figures, **self.losses.figures()}
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #7496d6da
-def _check_text(rows: int) -> None:
-    """Raises `InputError` when there was nothing to measure on."""
-    if not rows:
-        raise InputError(
-            "there is no text to evaluate on; give held-out documents that are not empty (the"
-            " held-out part of a small corpus may have none: heldout_share=0.3 makes it larger)"
-        )
-
-
 @torch.no_grad()
 def evaluate(
     sae: SAE,
@@ -214,9 +204,10 @@ def evaluate(
     batch_size: int = 8,  # windows in one forward pass
     context_length: int | None = None,  # tokens in a window; None: as in training
 ) -> Quality:
-    """Measures an SAE on text it was not trained on.
+    """Measure an SAE on text it was not trained on.
 
-    Raises `InputError` when the SAE belongs to another layer, or when there is no text.
+    Returns a `Quality`. Raises `InputError` if the SAE belongs to another layer, or there is no
+    text.
     """
     from tqdm.auto import tqdm
 
@@ -245,56 +236,69 @@ def evaluate(
             bar.update(shard.rows)
     _check_text(inner.rebuilt.rows)
     return Quality(
-        {**inner.figures(), "sinks": sinks},
-        {**everywhere.figures(), "sinks": 0},
-        inner.rebuilt.density,
-        torch.cat(inner.l0_per_token),
+        figures={**inner.figures(), "sinks": sinks},
+        everywhere={**everywhere.figures(), "sinks": 0},
+        density=inner.rebuilt.density,
+        l0_per_token=torch.cat(inner.l0_per_token),
     )
+
+
+def _check_text(rows: int) -> None:
+    """Raise `InputError` if there was nothing to measure on."""
+    if not rows:
+        raise InputError(
+            "there is no text to evaluate on; give held-out documents that are not empty (the"
+            " held-out part of a small corpus may have none: heldout_share=0.3 makes it larger)"
+        )
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #99681cef
 def checklist(
     quality: Quality,
-    history: dict[str, Any],
-    config: TrainConfig | None = None,
-    interpreted: bool | None = None,
-) -> Any:
-    """The guide's validation checklist as a DataFrame: target, measured, met."""
+    history: dict[str, Any],  # of the training run
+    config: TrainConfig | None = None,  # with the targets; None: the guide's
+    interpreted: bool | None = None,  # whether interpretations were saved; None: leave it out
+) -> pd.DataFrame:
+    """The training guide's validation checklist: `target`, `asked for`, `measured`, `met`."""
     import pandas as pd
 
-    c, q = config or TrainConfig(), quality
-    losses = history["recon_loss"]
-    settled = len(losses) == 1 or losses[-1] <= min(losses) * 1.02
+    config = config or TrainConfig()
     rows = [
         ("trained", "an SAE for the layer", "yes", True),
-        (
-            "reconstruction loss (normalised)",
-            f"< {c.target_recon_loss:g}",
-            f"{q['recon_loss']:.4f}",
-            q["recon_loss"] < c.target_recon_loss,
-        ),
-        (
-            "active features per token",
-            f"{c.target_sparsity_min:g} to {c.target_sparsity_max:g}",
-            f"{q['l0']:.1f}",
-            c.target_sparsity_min <= q["l0"] <= c.target_sparsity_max,
-        ),
-        ("dead features", "< 10%", f"{q['dead']:.1%}", q["dead"] < 0.1),
-        ("features that are active", ">= 80%", f"{1 - q['dead']:.1%}", q["dead"] <= 0.2),
-        (
-            "language-model loss recovered",
-            ">= 90%",
-            f"{q['loss_recovered']:.1%}",
-            q["loss_recovered"] >= 0.9,
-        ),
-        (
-            "training converges",
-            "last epoch within 2% of the best",
-            f"{losses[-1]:.4f} after {losses[0]:.4f}",
-            settled,
-        ),
+        *_quality_targets(quality, config),
+        _convergence(history["recon_loss"]),
     ]
     if interpreted is not None:
-        rows.append(
-            ("interpretations saved", "for the layer", "yes" if interpreted else "no", interpreted)
-        )
+        answer = "yes" if interpreted else "no"
+        rows.append(("interpretations saved", "for the layer", answer, interpreted))
     return pd.DataFrame(rows, columns=["target", "asked for", "measured", "met"])
+
+
+Target = tuple[str, str, str, bool]  # target, asked for, measured, met
+
+
+def _quality_targets(quality: Quality, config: TrainConfig) -> list[Target]:
+    loss = quality["recon_loss"]
+    l0 = quality["l0"]
+    dead = quality["dead"]
+    recovered = quality["loss_recovered"]
+    low = config.target_sparsity_min
+    high = config.target_sparsity_max
+    wanted_loss = config.target_recon_loss
+    return [
+        (
+            "reconstruction loss (normalised)",
+            f"< {wanted_loss:g}",
+            f"{loss:.4f}",
+            loss < wanted_loss,
+        ),
+        ("active features per token", f"{low:g} to {high:g}", f"{l0:.1f}", low <= l0 <= high),
+        ("dead features", "< 10%", f"{dead:.1%}", dead < 0.1),
+        ("features that are active", ">= 80%", f"{1 - dead:.1%}", dead <= 0.2),
+        ("language-model loss recovered", ">= 90%", f"{recovered:.1%}", recovered >= 0.9),
+    ]
+
+
+def _convergence(losses: list[float]) -> Target:
+    converged = len(losses) == 1 or losses[-1] <= min(losses) * 1.02
+    measured = f"{losses[-1]:.4f} after {losses[0]:.4f}"
+    return ("training converges", "last epoch within 2% of the best", measured, converged)

@@ -6,24 +6,27 @@
 from __future__ import annotations
 
 import json
-import numpy as np
-import torch
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
-from typing import Any, Callable, Iterable
+
 from ..core.errors import InputError, log
 from ..core.files import save_tensors
 from ..core.statistics import hash_fraction
 from .batches import RowBatch, TextPiece
 from sae_analysis.interpreter.contexts import (
-    best_of_groups,
     ContextTable,
     PairCounts,
+    best_of_groups,
     pseudo_random,
 )
 from .directions import Firing
-from ..saes.jumprelu import JumpReLUSAE
+from ..saes.sae import SAE
 
 # %% auto #0
 __all__ = ['BINS', 'LOWEST', 'ARRAYS', 'NUMBERS', 'TABLES', 'PAIRS', 'EvidenceConfig', 'bin_edges', 'bin_of', 'Evidence',
@@ -32,201 +35,266 @@ __all__ = ['BINS', 'LOWEST', 'ARRAYS', 'NUMBERS', 'TABLES', 'PAIRS', 'EvidenceCo
 # %% ../../nbs/interpreter/04_evidence.ipynb #d20ee60f
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """How much evidence is kept."""
+    """How much evidence is kept of each feature.
 
-    k: int = 10  # strongest contexts of a feature
-    sample: int = 20  # contexts drawn evenly from all of a feature's, for deciles
-    held: int = 16  # contexts on held-out documents, one from a piece
-    around: int = 12  # tokens kept on either side
+    Raises `InputError` for negative numbers, and a held-out share outside [0, 1).
+    """
+
+    k: int = 10  # strongest contexts
+    sample: int = 20  # contexts drawn evenly from all, for deciles
+    held: int = 16  # contexts on held-out documents, one from a piece of text
+    around: int = 12  # tokens kept on either side of a context
     held_out: float = 0.2  # share of documents that descriptions are tested on
-    # contexts on held-out documents that are drawn whatever fires there
-    pool: int = 256
+    pool: int = 256  # contexts on held-out documents that are drawn whatever fires there
     cofiring_tokens: int = 20_000  # tokens on which firing together is counted
-    # (feature, token) pairs counted exactly; beyond it the rarest are let go
-    pair_limit: int = 2**23
+    pair_limit: int = 2**23  # (feature, token) pairs counted; beyond it the rarest are dropped
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise InputError(
+                f"held_out is {self.held_out}; it is a share of the documents, from 0 up to but"
+                " not 1"
+            )
         for name, value in asdict(self).items():
-            if name == "held_out":
-                if not 0 <= value < 1:
-                    raise InputError(
-                        f"held_out is {value}; it is a share of the documents, from 0 up to but"
-                        " not 1"
-                    )
-            elif not isinstance(value, int) or value < 0:
+            if name != "held_out" and (not isinstance(value, int) or value < 0):
                 raise InputError(f"{name} is {value!r}; it must be a whole number of at least 0")
 
-
-# four bins an octave, from 2^-16 to 2^16; stronger and weaker activations stand in the last and the
-# first
-BINS, LOWEST = 128, -16
-
 # %% ../../nbs/interpreter/04_evidence.ipynb #b71f6a3a
+BINS = 128
+LOWEST = -16  # exponent of the lowest bin
+
+
 def bin_edges() -> np.ndarray:
     """The edges of the histogram's bins, `[BINS + 1]`."""
     bins = np.arange(BINS + 1)
-    return 2.0 ** (bins // 4 + LOWEST) * (1 + bins % 4 / 4)
+    octave = 2.0 ** (bins // 4 + LOWEST)
+    return octave * (1 + bins % 4 / 4)
 
-# %% ../../nbs/interpreter/04_evidence.ipynb #826cb49b
+
 def bin_of(values: Tensor) -> Tensor:
-    """The bin of each positive value:
+    """The bin of each positive value, `[n]`."""
+    bits = values.float().contiguous().view(torch.int32)
+    quarter_octaves = (bits >> 21) - (127 + LOWEST) * 4
+    return quarter_octaves.clamp(0, BINS - 1).long()
 
-    exponent and first two bits of the fraction, as a float stores them.
-    """
-    return (
-        ((values.float().contiguous().view(torch.int32) >> 21) - (127 + LOWEST) * 4)
-        .clamp(0, BINS - 1)
-        .long()
-    )
+# %% ../../nbs/interpreter/04_evidence.ipynb #cdcba8bc
+class _Batch:
+    """What all chunks of latents of one batch of rows share."""
+
+    def __init__(self, rows: RowBatch, config: EvidenceConfig, first_row: int, first_piece: int):
+        self.rows = rows
+        self.counted = rows.counted  # [rows]
+        self.first_row = first_row  # rows of earlier batches
+        self.around = config.around
+        is_held = [_is_held_out(piece.document, config.held_out) for piece in rows.pieces]
+        self.held = torch.tensor(is_held)[rows.piece]  # [rows] on a held-out document
+        self.number = rows.piece + first_piece  # [rows] of the piece, over all batches
+        self.sampled = torch.zeros(len(rows.ids), dtype=torch.bool)  # [rows] for firing together
+        self.sample_number = torch.zeros(len(rows.ids), dtype=torch.long)  # [rows]
+
+    def draw_sample(self, share: float, already: int) -> Tensor:
+        """Choose a share of the counted rows for firing together; returns their row numbers."""
+        numbers = self.first_row + torch.arange(len(self.rows.ids))
+        self.sampled = self.counted & (pseudo_random(numbers, -2) < share)
+        self.sample_number = self.sampled.cumsum(0) - 1 + already
+        return numbers[self.sampled]
+
+    def _places(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices `[rows, window]` around rows, and which of them are in the same piece."""
+        places = row[:, None] + torch.arange(-self.around, self.around + 1)
+        is_inside = (places >= 0) & (places < len(self.rows.ids))
+        places = places.clamp(0, len(self.rows.ids) - 1)
+        is_inside &= self.rows.piece[places] == self.rows.piece[row][:, None]
+        return places, is_inside
+
+    def windows(self, latents: Tensor, feature: Tensor, row: Tensor) -> Tensor:
+        """Activations around each (feature, row), `[entries, window]`; zero outside the piece."""
+        places, is_inside = self._places(row)
+        device = latents.device
+        around = latents[feature[:, None].to(device), places.to(device)].cpu()
+        return around * is_inside
+
+    def near(self, row: Tensor) -> Tensor:
+        """Which rows of the batch are in the window around each of some rows.
+
+        `[rows of the batch, rows]`.
+        """
+        places, is_inside = self._places(row)
+        column = torch.arange(len(row))[:, None].expand_as(places)
+        is_near = torch.zeros(len(self.rows.ids), len(row), dtype=torch.bool)
+        is_near[places[is_inside], column[is_inside]] = True
+        return is_near
+
+
+def _is_held_out(document: str, share: float) -> bool:
+    return hash_fraction("held out:" + document) < share
 
 # %% ../../nbs/interpreter/04_evidence.ipynb #a2c50a96
 class Evidence:
     """Running evidence for all features of an SAE."""
 
-    def __init__(self, d_hidden: int, config: EvidenceConfig = EvidenceConfig()):
-        c = self.config = config
-        self.d_hidden, self.tokens, self.held_tokens, self.rows = d_hidden, 0, 0, 0
-        self.active, self.held_active = (torch.zeros(d_hidden, dtype=torch.int64) for _ in range(2))
-        self.total, self.maximum = torch.zeros(d_hidden, dtype=torch.float64), torch.zeros(d_hidden)
+    def __init__(self, d_hidden: int, config: EvidenceConfig | None = None):
+        config = config or EvidenceConfig()
+        self.config = config
+        self.d_hidden = d_hidden
+        self.tokens = 0  # of evidence
+        self.held_tokens = 0  # on held-out documents
+        self.rows = 0  # read, counted or not
+        self.active = torch.zeros(d_hidden, dtype=torch.int64)  # tokens on which each fires
+        self.held_active = torch.zeros(d_hidden, dtype=torch.int64)
+        self.total = torch.zeros(d_hidden, dtype=torch.float64)  # sum of activations
+        self.maximum = torch.zeros(d_hidden)
         self.histogram = torch.zeros(d_hidden, BINS, dtype=torch.int32)
-        self.top, self.sample, self.held = (
-            ContextTable(d_hidden, k, 2 * c.around + 1) for k in (c.k, c.sample, c.held)
-        )
-        self.fires_on, self.fires_behind, self.fires_before = (
-            PairCounts(c.pair_limit) for _ in range(3)
-        )
+        width = 2 * config.around + 1
+        self.top = ContextTable(d_hidden, config.k, width)  # strongest
+        self.sample = ContextTable(d_hidden, config.sample, width)  # a fair sample
+        self.held = ContextTable(d_hidden, config.held, width)  # on held-out documents
+        self.fires_on = PairCounts(config.pair_limit)
+        self.fires_behind = PairCounts(config.pair_limit)  # counts the token before
+        self.fires_before = PairCounts(config.pair_limit)  # counts the token after
         self.token_count = torch.zeros(0, dtype=torch.int64)  # [vocabulary] tokens seen
-        # the pool of contexts, the same for all features
-        self.pool_key = torch.zeros(c.pool)
-        self.pool_piece, self.pool_position = (
-            torch.zeros(c.pool, dtype=torch.int32) for _ in range(2)
-        )
-        # which features fire in each
-        self.pool_active = torch.zeros(d_hidden, c.pool, dtype=torch.bool)
+        self.pool_key = torch.zeros(config.pool)  # the pool of contexts, the same for all features
+        self.pool_piece = torch.zeros(config.pool, dtype=torch.int32)
+        self.pool_position = torch.zeros(config.pool, dtype=torch.int32)
+        self.pool_active = torch.zeros(d_hidden, config.pool, dtype=torch.bool)
         self.firing = torch.empty(2, 0, dtype=torch.int32)  # sampled token, feature
-        # the share of tokens that is sampled, and their row numbers
-        self.firing_share, self.sampled = 1.0, torch.empty(0, dtype=torch.int64)
+        self.firing_share = 1.0  # of tokens that are sampled
+        self.sampled = torch.empty(0, dtype=torch.int64)  # their row numbers
         self.pieces: dict[int, TextPiece] = {}
-        self.pieces_read, self._pruned = 0, 0
+        self.pieces_read = 0
+        self._pruned = 0  # pieces left after the last pruning
 
     @torch.no_grad()
-    def update(self, sae: JumpReLUSAE, rows: RowBatch) -> None:
-        """Adds a batch."""
-        b = _Batch(self, rows)
-        self._count_tokens(b)
-        taken = self._draw_pool(b)
-        firing = [
-            self._add(b, first, latents * b.counted.to(latents), taken)
-            for first, latents in sae.latent_chunks(rows.hidden)
-        ]
+    def update(self, sae: SAE, rows: RowBatch) -> None:
+        """Add a batch."""
+        batch = _Batch(rows, self.config, self.rows, self.pieces_read)
+        self.pieces.update(enumerate(rows.pieces, self.pieces_read))
+        new = batch.draw_sample(self.firing_share, already=len(self.sampled))
+        self.sampled = torch.cat([self.sampled, new])
+        self._count_tokens(batch)
+        drawn, slots = self._draw_pool(batch)
+        firing = []
+        for first, latents in sae.latent_chunks(rows.hidden):
+            counted = latents * batch.counted.to(latents)  # [latents, rows]
+            firing.append(self._add(batch, first, counted, drawn, slots))
         self.firing = torch.cat([self.firing, *firing], dim=1)
         self.rows += len(rows.ids)
         self.pieces_read += len(rows.pieces)
         self._thin_out()
         if len(self.pieces) > 2 * self._pruned + 1000:
-            self._prune()
+            self.prune()
 
     def _add(
-        self, b: "_Batch", first: int, latents: Tensor, taken: tuple[Tensor, Tensor]
+        self,
+        batch: _Batch,
+        first: int,  # feature of the chunk's first latent
+        latents: Tensor,  # [latents, rows], zero where nothing counts
+        drawn: Tensor,  # rows that entered the pool
+        slots: Tensor,  # of the pool that they took
     ) -> Tensor:
-        """Adds a chunk of latents `[latents, rows]`, zero where nothing counts.
-
-        Which of them fire on the sampled tokens, `[2, entries]`.
-        """
-        chunk, (feature, row) = slice(first, first + len(latents)), latents.nonzero(as_tuple=True)
-        value, feature, row = latents[feature, row].cpu(), feature.cpu() + first, row.cpu()
-
-        def describe(at: Tensor) -> tuple[Tensor, ...]:
-            return (
-                value[at],
-                b.number[row[at]],
-                b.rows.position[row[at]],
-                b.windows(latents, feature[at] - first, row[at]),
-            )
-
-        priority, group = (
-            pseudo_random(b.first_row + row, feature),
-            feature * len(b.rows.pieces) + b.rows.piece[row],
-        )
-        seen, held = ((b.held[row] == kind).nonzero().ravel() for kind in (False, True))
-        self.sample.offer(feature, priority, describe, seen)
-        for table, key, among in ((self.top, value, seen), (self.held, priority, held)):
-            if table.key.shape[1]:
-                table.offer(
-                    feature,
-                    key,
-                    describe,
-                    best_of_groups(group, key, among[key[among] > table.key[feature[among], -1]]),
-                )
-        self._count(feature[seen] - first, value[seen], chunk, len(latents))
-        self.held_active[chunk] += torch.bincount(feature[held] - first, minlength=len(latents))
-        self._count_pairs(b, feature[seen], row[seen])
-        drawn, slots = taken
+        """Add a chunk of latents; returns which fire on sampled tokens, `[2, entries]`."""
+        chunk = slice(first, first + len(latents))
+        latent, row = latents.nonzero(as_tuple=True)
+        value = latents[latent, row].cpu()  # [entries]
+        latent = latent.cpu()
+        row = row.cpu()
+        feature = latent + first
+        is_held = batch.held[row]
+        self._offer(batch, latents, latent, feature, row, value)
+        self._count(latent[~is_held], value[~is_held], chunk, len(latents))
+        held_counts = torch.bincount(latent[is_held], minlength=len(latents))
+        self.held_active[chunk] += held_counts
+        self._count_pairs(batch, feature[~is_held], row[~is_held])
         if len(drawn):
             self.pool_active[chunk, slots] = False
-            entry, number = b.near(drawn)[row].nonzero(as_tuple=True)
+            entry, number = batch.near(drawn)[row].nonzero(as_tuple=True)
             self.pool_active[feature[entry], slots[number]] = True
-        kept = b.sampled[row]
-        return torch.stack([b.sample_number[row[kept]], feature[kept]]).int()
+        is_sampled = batch.sampled[row]
+        sampled = batch.sample_number[row[is_sampled]]
+        return torch.stack([sampled, feature[is_sampled]]).int()
 
-    def _count(self, feature: Tensor, value: Tensor, chunk: slice, latents: int) -> None:
-        self.active[chunk] += torch.bincount(feature, minlength=latents)
-        self.total[chunk] += torch.bincount(feature, value.double(), minlength=latents)
-        self.maximum[chunk] = self.maximum[chunk].scatter_reduce(0, feature, value, "amax")
-        self.histogram[chunk] += (
-            torch.bincount(feature * BINS + bin_of(value), minlength=latents * BINS)
-            .view(latents, BINS)
-            .int()
-        )
+    def _offer(
+        self,
+        batch: _Batch,
+        latents: Tensor,  # [latents, rows]
+        latent: Tensor,  # [entries]
+        feature: Tensor,  # [entries]
+        row: Tensor,  # [entries]
+        value: Tensor,  # [entries]
+    ) -> None:
+        """Offer the entries of a chunk to the three tables of contexts."""
 
-    def _count_pairs(self, b: "_Batch", feature: Tensor, row: Tensor) -> None:
-        self.fires_on.add(feature, b.rows.ids[row])
+        def describe(at: Tensor) -> tuple[Tensor, ...]:
+            windows = batch.windows(latents, latent[at], row[at])
+            return value[at], batch.number[row[at]], batch.rows.position[row[at]], windows
+
+        priority = pseudo_random(batch.first_row + row, feature)  # [entries]
+        in_piece = feature * len(batch.rows.pieces) + batch.rows.piece[row]  # [entries]
+        is_held = batch.held[row]
+        evidence = (~is_held).nonzero().ravel()
+        held = is_held.nonzero().ravel()
+        self.sample.offer(feature, priority, describe, evidence)
+        for table, key, among in ((self.top, value, evidence), (self.held, priority, held)):
+            if table.key.shape[1]:
+                could_enter = among[key[among] > table.key[feature[among], -1]]
+                best = best_of_groups(in_piece, key, could_enter)
+                table.offer(feature, key, describe, best)
+
+    def _count(self, latent: Tensor, value: Tensor, chunk: slice, latents: int) -> None:
+        """Add entries of evidence to the sums and histograms of a chunk."""
+        self.active[chunk] += torch.bincount(latent, minlength=latents)
+        self.total[chunk] += torch.bincount(latent, value.double(), minlength=latents)
+        self.maximum[chunk] = self.maximum[chunk].scatter_reduce(0, latent, value, "amax")
+        cell = latent * BINS + bin_of(value)
+        counts = torch.bincount(cell, minlength=latents * BINS)
+        self.histogram[chunk] += counts.view(latents, BINS).int()
+
+    def _count_pairs(self, batch: _Batch, feature: Tensor, row: Tensor) -> None:
+        """Count the tokens on, before and after which features fire."""
+        ids = batch.rows.ids
+        piece = batch.rows.piece
+        self.fires_on.add(feature, ids[row])
         for pairs, step in ((self.fires_behind, -1), (self.fires_before, 1)):
-            there = (row + step).clamp(0, len(b.rows.ids) - 1)
-            inside = (b.rows.piece[there] == b.rows.piece[row]) & (there != row)
-            pairs.add(feature[inside], b.rows.ids[there[inside]])
+            neighbour = (row + step).clamp(0, len(ids) - 1)
+            is_inside = (piece[neighbour] == piece[row]) & (neighbour != row)
+            pairs.add(feature[is_inside], ids[neighbour[is_inside]])
 
-    def _count_tokens(self, b: "_Batch") -> None:
-        counted = b.counted & ~b.held
-        self.tokens += int(counted.sum())
-        self.held_tokens += int((b.counted & b.held).sum())
-        counts = torch.bincount(b.rows.ids[counted])
-        self.token_count, counts = (
-            torch.nn.functional.pad(c, (0, max(len(counts), len(self.token_count)) - len(c)))
-            for c in (self.token_count, counts)
-        )
-        self.token_count = self.token_count + counts
+    def _count_tokens(self, batch: _Batch) -> None:
+        is_evidence = batch.counted & ~batch.held
+        self.tokens += int(is_evidence.sum())
+        self.held_tokens += int((batch.counted & batch.held).sum())
+        counts = torch.bincount(batch.rows.ids[is_evidence])
+        vocabulary = max(len(counts), len(self.token_count))
+        self.token_count = _lengthen(self.token_count, vocabulary) + _lengthen(counts, vocabulary)
 
-    def _draw_pool(self, b: "_Batch") -> tuple[Tensor, Tensor]:
-        """Rows of the batch that enter the pool, and the slots they take."""
-        could = (b.counted & b.held).nonzero().ravel()
-        key = pseudo_random(b.first_row + could, -1)
-        best = torch.cat([self.pool_key, key]).topk(len(self.pool_key)).indices
-        entering = best[best >= len(self.pool_key)] - len(self.pool_key)
-        staying = torch.zeros(len(self.pool_key), dtype=torch.bool)
-        staying[best[best < len(self.pool_key)]] = True
-        slots, rows = (~staying).nonzero().ravel(), could[entering]
-        self.pool_key[slots], self.pool_piece[slots], self.pool_position[slots] = (
-            key[entering],
-            b.number[rows].int(),
-            b.rows.position[rows].int(),
-        )
+    def _draw_pool(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Rows of the batch that enter the pool, and the slots that they take."""
+        size = len(self.pool_key)
+        could = (batch.counted & batch.held).nonzero().ravel()
+        key = pseudo_random(batch.first_row + could, -1)
+        best = torch.cat([self.pool_key, key]).topk(size).indices
+        entering = best[best >= size] - size
+        stays = torch.zeros(size, dtype=torch.bool)
+        stays[best[best < size]] = True
+        slots = (~stays).nonzero().ravel()
+        rows = could[entering]
+        self.pool_key[slots] = key[entering]
+        self.pool_piece[slots] = batch.number[rows].int()
+        self.pool_position[slots] = batch.rows.position[rows].int()
         return rows, slots
 
     def _thin_out(self) -> None:
-        """Halves the sample of tokens on which firing together is counted until it is small enough."""
+        """Halve the sample for firing together until it is small enough."""
         while len(self.sampled) > self.config.cofiring_tokens:
             self.firing_share /= 2
-            kept = pseudo_random(self.sampled, -2) < self.firing_share
-            renumbered = kept.cumsum(0) - 1
-            there = kept[self.firing[0]]
-            self.sampled, self.firing = (
-                self.sampled[kept],
-                torch.stack([renumbered[self.firing[0, there]].int(), self.firing[1, there]]),
-            )
+            is_kept = pseudo_random(self.sampled, -2) < self.firing_share
+            new_number = is_kept.cumsum(0) - 1
+            token, feature = self.firing[:, is_kept[self.firing[0]]]
+            self.firing = torch.stack([new_number[token].int(), feature])
+            self.sampled = self.sampled[is_kept]
 
-    def _prune(self) -> None:
-        """Lets go of pieces that no context points to."""
+    def prune(self) -> None:
+        """Drop pieces of text that no context points to."""
         needed = set(self.pool_piece[self.pool_key > 0].tolist())
         for table in (self.top, self.sample, self.held):
             needed.update(table.piece[table.key > 0].unique().tolist())
@@ -237,54 +305,10 @@ class Evidence:
         """Where features fired on the sampled tokens."""
         return Firing(self.firing[0], self.firing[1], len(self.sampled), self.d_hidden)
 
-# %% ../../nbs/interpreter/04_evidence.ipynb #cdcba8bc
-class _Batch:
-    """What all chunks of latents of one batch share."""
 
-    def __init__(self, evidence: Evidence, rows: RowBatch):
-        e, self.rows, self.counted, self.first_row, self.around = (
-            evidence,
-            rows,
-            rows.counted,
-            evidence.rows,
-            evidence.config.around,
-        )
-        held = torch.tensor(
-            [
-                hash_fraction("held out:" + piece.document) < e.config.held_out
-                for piece in rows.pieces
-            ]
-        )
-        self.held, self.number = held[rows.piece], rows.piece + e.pieces_read
-        e.pieces.update(enumerate(rows.pieces, e.pieces_read))
-        self.sampled = rows.counted & (
-            pseudo_random(self.first_row + torch.arange(len(rows.ids)), -2) < e.firing_share
-        )
-        self.sample_number = self.sampled.cumsum(0) - 1 + len(e.sampled)
-        e.sampled = torch.cat([e.sampled, self.first_row + self.sampled.nonzero().ravel()])
-
-    def _places(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices `[rows, window]` around rows, and which of them lie in the same piece."""
-        places = row[:, None] + torch.arange(-self.around, self.around + 1)
-        inside = (places >= 0) & (places < len(self.rows.ids))
-        places = places.clamp(0, len(self.rows.ids) - 1)
-        return places, inside & (self.rows.piece[places] == self.rows.piece[row][:, None])
-
-    def windows(self, latents: Tensor, feature: Tensor, row: Tensor) -> Tensor:
-        """Activations around each (feature, row), `[entries, window]`; zero outside the piece."""
-        places, inside = self._places(row)
-        return (
-            latents[feature[:, None].to(latents.device), places.to(latents.device)].cpu() * inside
-        )
-
-    def near(self, row: Tensor) -> Tensor:
-        """Which rows of the batch lie in the window around each of some rows, `[rows of the batch,
-        rows]`.
-        """
-        places, inside = self._places(row)
-        found = torch.zeros(len(self.rows.ids), len(row), dtype=torch.bool)
-        found[places[inside], torch.arange(len(row))[:, None].expand_as(places)[inside]] = True
-        return found
+def _lengthen(counts: Tensor, length: int) -> Tensor:
+    """Counts `[n]` with zeros behind, `[length]`."""
+    return torch.nn.functional.pad(counts, (0, length - len(counts)))
 
 # %% ../../nbs/interpreter/04_evidence.ipynb #3ecfa1f9
 ARRAYS = (
@@ -301,122 +325,105 @@ ARRAYS = (
     "firing",
     "sampled",
 )
-
-
 NUMBERS = ("tokens", "held_tokens", "rows", "firing_share", "pieces_read")
+TABLES = ("top", "sample", "held")
+PAIRS = ("fires_on", "fires_behind", "fires_before")
 
 
-TABLES, PAIRS = ("top", "sample", "held"), ("fires_on", "fires_behind", "fires_before")
-
-
-def save_evidence(evidence: Evidence, path: Path, facts: dict[str, Any]) -> None:
-    """Writes evidence as it stands, whole or not at all; `facts` say what it is evidence of."""
-    evidence._prune()
-    about = {
-        "facts": facts,
+def save_evidence(evidence: Evidence, path: Path, identity: dict[str, Any]) -> None:
+    """Write evidence as it stands, complete or not at all; `identity` is what it is evidence of."""
+    evidence.prune()
+    values = {
+        "facts": identity,
         "config": asdict(evidence.config),
         "d_hidden": evidence.d_hidden,
         "short": [getattr(evidence, name).short for name in PAIRS],
         **{name: getattr(evidence, name) for name in NUMBERS},
         "pieces": {number: asdict(piece) for number, piece in evidence.pieces.items()},
     }
+    encoded = bytearray(json.dumps(values).encode())
     tensors = {name: getattr(evidence, name) for name in ARRAYS}
     for name in TABLES:
-        tensors |= {
-            f"{name}.{column}": getattr(getattr(evidence, name), column)
-            for column in ContextTable.COLUMNS
-        }
+        table = getattr(evidence, name)
+        for column in ContextTable.COLUMNS:
+            tensors[f"{name}.{column}"] = getattr(table, column)
     for name in PAIRS:
-        pairs = getattr(evidence, name)
-        columns = [
-            (
-                np.concatenate([part[i] for part in pairs.waiting])
-                if pairs.waiting
-                else np.empty(0, dtype=np.int64)
-            )
-            for i in (0, 1)
-        ]
-        tensors |= {
-            f"{name}.keys": torch.from_numpy(pairs.keys),
-            f"{name}.counts": torch.from_numpy(pairs.counts),
-            f"{name}.waiting": torch.from_numpy(np.stack(columns)),
-            f"{name}.parts": torch.tensor(
-                [len(found) for found, _ in pairs.waiting], dtype=torch.int64
-            ),
-        }
-    save_tensors(
-        path,
-        {
-            **tensors,
-            "about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8),
-        },
-    )
+        tensors |= _pair_tensors(name, getattr(evidence, name))
+    tensors["about"] = torch.frombuffer(encoded, dtype=torch.uint8)
+    save_tensors(path, tensors)
 
-# %% ../../nbs/interpreter/04_evidence.ipynb #d6522197
-def load_evidence(path: Path, facts: dict[str, Any]) -> Evidence | None:
-    """Evidence written by `save_evidence` of the same facts.
 
-    None when there is none, or of other facts.
-    """
+def _pair_tensors(name: str, pairs: PairCounts) -> dict[str, Tensor]:
+    """Pair counts as tensors; those not merged yet stay so, since when to merge is part of them."""
+    nothing = np.empty(0, dtype=np.int64)
+    waiting_keys = np.concatenate([nothing, *(keys for keys, _ in pairs.waiting)])
+    waiting_counts = np.concatenate([nothing, *(counts for _, counts in pairs.waiting)])
+    lengths = [len(keys) for keys, _ in pairs.waiting]
+    return {
+        f"{name}.keys": torch.from_numpy(pairs.keys),
+        f"{name}.counts": torch.from_numpy(pairs.counts),
+        f"{name}.waiting": torch.from_numpy(np.stack([waiting_keys, waiting_counts])),
+        f"{name}.parts": torch.tensor(lengths, dtype=torch.int64),
+    }
+
+
+def load_evidence(path: Path, identity: dict[str, Any]) -> Evidence | None:
+    """Evidence of this identity that `save_evidence` wrote; None if there is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError):
+        values = json.loads(tensors["about"].numpy().tobytes())
+    except (FileNotFoundError, SafetensorError, KeyError):
         return None
-    if "about" not in tensors:
+    if values["facts"] != json.loads(json.dumps(identity)):
         return None
-    about = json.loads(tensors["about"].numpy().tobytes())
-    if about["facts"] != json.loads(json.dumps(facts)):
-        return None
-    evidence = Evidence(about["d_hidden"], EvidenceConfig(**about["config"]))
+    evidence = Evidence(values["d_hidden"], EvidenceConfig(**values["config"]))
     for name in NUMBERS:
-        setattr(evidence, name, about[name])
+        setattr(evidence, name, values[name])
     for name in ARRAYS:
         setattr(evidence, name, tensors[name])
     for name in TABLES:
         for column in ContextTable.COLUMNS:
             setattr(getattr(evidence, name), column, tensors[f"{name}.{column}"])
-    for name, short in zip(PAIRS, about["short"]):
-        pairs = getattr(evidence, name)
-        pairs.keys, pairs.counts, pairs.short = (
-            tensors[f"{name}.keys"].numpy().copy(),
-            tensors[f"{name}.counts"].numpy().copy(),
-            short,
-        )
-        pairs.waiting = [
-            tuple(part.numpy().copy())
-            for part in tensors[f"{name}.waiting"].split(tensors[f"{name}.parts"].tolist(), dim=1)
-        ]
-    evidence.pieces = {int(number): TextPiece(**piece) for number, piece in about["pieces"].items()}
+    for name, short in zip(PAIRS, values["short"]):
+        _restore_pairs(getattr(evidence, name), name, tensors, short)
+    pieces = values["pieces"].items()
+    evidence.pieces = {int(number): TextPiece(**piece) for number, piece in pieces}
     return evidence
 
-# %% ../../nbs/interpreter/04_evidence.ipynb #19ca35fa
-# called with `skip`, pieces that have been read before
-def gather_evidence(
-    sae: JumpReLUSAE,
-    batches: Callable[..., Iterable[RowBatch]],
-    config: EvidenceConfig = EvidenceConfig(),
-    max_tokens: int | None = None,
-    description: str = "gathering evidence",
-    snapshot: Path | None = None,
-    facts: dict[str, Any] | None = None,
-    every: float = 60.0,
-) -> Evidence:
-    """Evidence from all batches.
 
-    With a `snapshot` file it is written down every so many seconds, and a killed pass goes on from
-    there.
-    """
+def _restore_pairs(pairs: PairCounts, name: str, tensors: dict[str, Tensor], short: int) -> None:
+    pairs.keys = tensors[f"{name}.keys"].numpy().copy()
+    pairs.counts = tensors[f"{name}.counts"].numpy().copy()
+    pairs.short = short
+    lengths = tensors[f"{name}.parts"].tolist()
+    for keys, counts in tensors[f"{name}.waiting"].split(lengths, dim=1):
+        pairs.waiting.append((keys.numpy().copy(), counts.numpy().copy()))
+
+# %% ../../nbs/interpreter/04_evidence.ipynb #19ca35fa
+def gather_evidence(
+    sae: SAE,
+    batches: Callable[..., Iterable[RowBatch]],  # called with `skip`: pieces read before
+    config: EvidenceConfig | None = None,
+    max_tokens: int | None = None,  # end after about so many; None: read everything
+    description: str = "gathering evidence",  # for the progress bar
+    snapshot: Path | None = None,  # where evidence is saved on the way
+    identity: dict[str, Any] | None = None,  # what it is evidence of, compared on resuming
+    save_seconds: float = 60.0,
+) -> Evidence:
+    """Gather evidence from all batches, resuming from `snapshot` if it is of the same identity."""
     import time
+
     from tqdm.auto import tqdm
 
-    facts = {**(facts or {}), "config": asdict(config)}
-    evidence = (load_evidence(snapshot, facts) if snapshot else None) or Evidence(
-        sae.config.d_hidden, config
-    )
-    written = time.monotonic()
+    config = config or EvidenceConfig()
+    identity = {**(identity or {}), "config": asdict(config)}
+    evidence = load_evidence(snapshot, identity) if snapshot else None
+    if evidence is None:
+        evidence = Evidence(sae.config.d_hidden, config)
+    saved = time.monotonic()
     with tqdm(
         desc=description,
         unit=" tokens",
@@ -430,13 +437,18 @@ def gather_evidence(
                 break
             evidence.update(sae, rows)
             bar.update(int(rows.counted.sum()))
-            if snapshot and time.monotonic() - written > every:
-                save_evidence(evidence, snapshot, facts)
-                written = time.monotonic()
-    if short := max(getattr(evidence, name).short for name in PAIRS):
+            if snapshot and time.monotonic() - saved > save_seconds:
+                save_evidence(evidence, snapshot, identity)
+                saved = time.monotonic()
+    _warn_of_dropped_pairs(evidence)
+    return evidence
+
+
+def _warn_of_dropped_pairs(evidence: Evidence) -> None:
+    short = max(getattr(evidence, name).short for name in PAIRS)
+    if short:
         log.warning(
-            "the rarest (feature, token) pairs were let go to keep within pair_limit; token counts"
+            "the rarest (feature, token) pairs were dropped to keep within pair_limit; token counts"
             " may be too small by up to %s",
             f"{short:,}",
         )
-    return evidence

@@ -6,231 +6,246 @@
 from __future__ import annotations
 
 import json
-import numpy as np
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
 from tqdm.auto import tqdm
-from typing import Any, Callable, Iterable, Iterator, Sequence
+
 from ..core.errors import InputError, log
 from ..core.files import atomic_path, check_writable
 from ..extractor.store import RowStore
 from .batches import rows_from_store, rows_from_texts
 from .contexts import ContextTable
 from sae_analysis.interpreter.descriptions import (
-    explain_feature,
+    Ask,
     KeywordPredictor,
     ModelPredictor,
+    explain_feature,
     read_descriptions,
 )
-from .detection import test_description
+from .detection import Predictor, test_description
 from sae_analysis.interpreter.directions import (
+    LogitEffects,
     cosine_neighbours,
     find_duplicates,
     jaccard_neighbours,
     logit_effects,
     unembedding,
 )
-from .evidence import bin_edges, Evidence, EvidenceConfig, gather_evidence
+from .evidence import Evidence, EvidenceConfig, bin_edges, gather_evidence
 from .rules import rule_of
-from .token_stats import context_at, token_stats, TokenTexts
+from .token_stats import TokenStats, TokenTexts, context_at, token_stats
 from ..loaders.corpora import fingerprint_of
-from ..loaders.documents import as_documents, Corpus, Document
+from ..loaders.documents import Corpus, Document, as_documents
 from ..models.language_model import LanguageModel
-
-from ..saes.jumprelu import JumpReLUSAE
 from ..saes.formats import load_sae
+from ..saes.sae import SAE
 
 # %% auto #0
-__all__ = ['DENSE', 'TWIN', 'COLUMNS', 'EvidenceReader', 'feature_facts', 'feature_evidence', 'context_of', 'feature_table',
-           'Features', 'interpret', 'test_descriptions', 'explain_features', 'analyze_sae', 'print_feature_summary',
-           'identify_dead_features', 'get_feature_statistics']
+__all__ = ['Neighbours', 'DENSE', 'TWIN', 'COLUMNS', 'Source', 'MANY_OPERATIONS', 'VERDICTS', 'TEST_COLUMNS', 'EvidenceReader',
+           'feature_facts', 'context_of', 'feature_evidence', 'feature_table', 'Features', 'interpret',
+           'test_descriptions', 'explain_features', 'analyze_sae', 'print_feature_summary', 'identify_dead_features',
+           'get_feature_statistics']
 
 # %% ../../nbs/interpreter/09_features.ipynb #52d4fdd9
+Neighbours = tuple[Tensor, Tensor]  # ids and similarities, both [d_hidden, n]
+
+
 @dataclass
 class EvidenceReader:
     """Evidence with what is needed to read it."""
 
     evidence: Evidence
     text_of: TokenTexts
-    # neighbours by decoder cosine: ids and cosines, [d_hidden, n]
-    near: tuple[Any, Any] | None = None
-    effects: Any = None  # LogitEffects of all features
-    # [d_hidden] the lowest-numbered feature that each is a duplicate of; -1 for none
-    twins: Any = None
+    near: Neighbours | None = None  # by decoder cosine
+    effects: LogitEffects | None = None  # of all features
+    twins: Tensor | None = None  # [d_hidden] the feature that each duplicates; -1 for none
 
     @cached_property
-    def tables(self) -> dict[str, Any]:
-        """Tokens that features fire on, behind and before."""
-        e = self.evidence
+    def tables(self) -> dict[str, TokenStats]:
+        """The tokens that features fire on, behind (after) and before."""
+        evidence = self.evidence
         return {
-            name: token_stats(pairs, e)
-            for name, pairs in (
-                ("on", e.fires_on),
-                ("behind", e.fires_behind),
-                ("before", e.fires_before),
-            )
+            "on": token_stats(evidence.fires_on, evidence),
+            "behind": token_stats(evidence.fires_behind, evidence),
+            "before": token_stats(evidence.fires_before, evidence),
         }
 
     @cached_property
-    def together(self) -> tuple[Any, Any]:
+    def together(self) -> Neighbours:
         """Neighbours by firing together: ids and Jaccard indices."""
         return jaccard_neighbours(self.evidence.cofiring())
 
     def tokens(self, name: str, feature: int, most: int = 20) -> list[list[Any]]:
-        """`[text, times, lift]` of the tokens that tell most of a feature."""
-        found = self.tables[name].of(feature)[:most]
-        return [
-            [text, count, round(lift, 2)]
-            for text, (_, count, lift) in zip(self.text_of([token for token, _, _ in found]), found)
-        ]
+        """`[text, count, lift]` of the tokens that tell most about a feature."""
+        stats = self.tables[name].of(feature)[:most]
+        texts = self.text_of([token for token, _, _ in stats])
+        return [[text, count, round(lift, 2)] for text, (_, count, lift) in zip(texts, stats)]
 
 # %% ../../nbs/interpreter/09_features.ipynb #377456c3
-# a latent is dense on over a tenth of tokens; two are duplicates when both cosine and Jaccard index
-# are above 0.9
-DENSE, TWIN = 0.1, 0.9
+DENSE = 0.1  # share of tokens above which a feature is dense
+TWIN = 0.9  # cosine and Jaccard index above which two features are duplicates
 
 
-def feature_facts(r: EvidenceReader, feature: int) -> dict[str, Any]:
-    """Figures and label of one feature.
-
-    It is active when it fires anywhere; one that fires on held-out documents alone has no evidence.
-    """
-    e, active = r.evidence, int(r.evidence.active[feature])
-    if not active and not (held := int(e.held_active[feature])):
-        return {
-            "feature_id": feature,
-            "active": False,
-            "top_activation": 0.0,
-            "density": 0.0,
-            "label": "",
-            "score": 0.0,
-        }
+def feature_facts(reader: EvidenceReader, feature: int) -> dict[str, Any]:
+    """Figures and label of one feature, with the keys of the interpretations file."""
+    evidence = reader.evidence
+    active = int(evidence.active[feature])
+    held_active = int(evidence.held_active[feature])
     if not active:
-        return {
-            "feature_id": feature,
-            "active": True,
-            "num_activations": 0,
-            "held_activations": held,
-            "top_activation": 0.0,
-            "mean_activation": 0.0,
-            "density": 0.0,
-            "label": "",
-            "score": 0.0,
-        }
-    rule = rule_of(feature, r.tables, r.text_of)
-    tested = test_description(rule, e, feature, r.text_of)
+        return _facts_without_evidence(feature, held_active)
+    rule = rule_of(feature, reader.tables, reader.text_of)
+    tested = test_description(rule, evidence, feature, reader.text_of)
+    twin = -1 if reader.twins is None else int(reader.twins[feature])
     return {
         "feature_id": feature,
         "active": True,
         "num_activations": active,
-        "top_activation": round(float(e.maximum[feature]), 6),
-        "mean_activation": round(float(e.total[feature]) / active, 6),
-        "density": active / e.tokens,
+        "top_activation": round(float(evidence.maximum[feature]), 6),
+        "mean_activation": round(float(evidence.total[feature]) / active, 6),
+        "density": active / evidence.tokens,
         "label": str(rule),
-        "score": round(float(r.tables["on"].bits[feature]), 4),
-        "label_test": {
-            k: v if isinstance(v, (str, int)) else None if v != v else round(v, 4)
-            for k, v in tested.items()
-        },
-        "duplicate_of": None if r.twins is None or r.twins[feature] < 0 else int(r.twins[feature]),
+        "score": round(float(reader.tables["on"].bits[feature]), 4),
+        "label_test": {name: _for_json(value) for name, value in tested.items()},
+        "duplicate_of": None if twin < 0 else twin,
     }
 
-# %% ../../nbs/interpreter/09_features.ipynb #46c51d04
-def feature_evidence(r: EvidenceReader, feature: int, each_decile: int = 2) -> dict[str, Any]:
-    """Contexts, tokens, histogram and neighbours of one feature:
 
-    what is looked at when it is opened.
-    """
-    e = r.evidence
-    if not int(e.active[feature]):
-        return (
-            {"common_tokens": [], "top_examples": [], "firing_tokens": []}
-            if int(e.held_active[feature])
-            else {}
-        )
-    top = [context_of(r, e.top, feature, rank) for rank in range(e.top.filled(feature))]
-    near = Counter(
-        text
-        for example in top
-        for text in example["tokens"][max(0, example["firing"] - 5) : example["firing"] + 6]
-    )
-    counts = e.histogram[feature].numpy()
-    used = np.flatnonzero(counts)
-    low, high = used[0], used[-1] + 1
-    found = {
-        "common_tokens": [list(pair) for pair in near.most_common(20)],
-        "top_examples": top,
-        "deciles": _deciles(r, feature, each_decile),
-        "histogram": {
-            "edges": [round(float(edge), 6) for edge in bin_edges()[low : high + 1]],
-            "counts": counts[low:high].tolist(),
-        },
-        "firing_tokens": r.tokens("on", feature),
-        "tokens_before": r.tokens("behind", feature, 10),
-        "tokens_after": r.tokens("before", feature, 10),
-    }
-    if r.effects is not None:
-        for name, ids, values in (
-            ("promoted", r.effects.promoted, r.effects.raises),
-            ("suppressed", r.effects.suppressed, r.effects.lowers),
-        ):
-            found[name] = [
-                [text, round(value, 4)]
-                for text, value in zip(r.text_of(ids[feature].tolist()), values[feature].tolist())
-            ]
-    neighbours = {"cosine": r.near, "together": r.together}
-    return {
-        **found,
-        "neighbours": {
-            name: [
-                [int(i), round(float(v), 4)]
-                for i, v in zip(pair[0][feature], pair[1][feature])
-                if i >= 0
-            ]
-            for name, pair in neighbours.items()
-            if pair is not None
-        },
-    }
+def _facts_without_evidence(feature: int, held_active: int) -> dict[str, Any]:
+    """Figures of a feature that fires on held-out documents alone, or nowhere."""
+    facts: dict[str, Any] = {"feature_id": feature, "active": bool(held_active)}
+    if held_active:
+        facts |= {"num_activations": 0, "held_activations": held_active}
+    facts["top_activation"] = 0.0
+    if held_active:
+        facts["mean_activation"] = 0.0
+    return {**facts, "density": 0.0, "label": "", "score": 0.0}
 
-# %% ../../nbs/interpreter/09_features.ipynb #dc35c5b7
-def _deciles(r: EvidenceReader, feature: int, each: int) -> list[list[dict[str, Any]]]:
-    """From each tenth of a feature's activations, weakest first, `each` contexts of the sample.
 
-    None where it fired less than ten times.
-    """
-    sample = r.evidence.sample
-    if sample.filled(feature) < 10:
-        return []
-    order = sorted(
-        range(sample.filled(feature)), key=lambda rank: float(sample.value[feature, rank])
-    )
-    parts = [part.tolist() for part in np.array_split(order, 10)]
-    return [[context_of(r, sample, feature, rank) for rank in part[:each]] for part in parts]
+def _for_json(value: str | int | float) -> str | int | float | None:
+    """A value as JSON can hold it: rounded, and None for not a number."""
+    if isinstance(value, (str, int)):
+        return value
+    return None if np.isnan(value) else round(value, 4)
 
 # %% ../../nbs/interpreter/09_features.ipynb #e4dee9cc
-def context_of(r: EvidenceReader, table: ContextTable, feature: int, rank: int) -> dict[str, Any]:
-    """A context that always contains the firing token:
-
-    tokens around it, and the activation on each.
-    """
-    piece, at = (
-        r.evidence.pieces[int(table.piece[feature, rank])],
-        int(table.position[feature, rank]),
-    )
-    ids, values, firing = context_at(r.evidence, table, feature, rank)
-    tokens = r.text_of(ids)
+def context_of(
+    reader: EvidenceReader, table: ContextTable, feature: int, rank: int
+) -> dict[str, Any]:
+    """A context: the tokens around the firing one, and the activation on each."""
+    piece = reader.evidence.pieces[int(table.piece[feature, rank])]
+    at = int(table.position[feature, rank])
+    ids, values, firing = context_at(reader.evidence, table, feature, rank)
+    tokens = reader.text_of(ids)
+    rounded = [round(value, 4) for value in values]
+    rounded[firing] = round(values[firing], 6)
     return {
         "text": "".join(tokens),
         "position": piece.start + at - 1,
-        "activation": round(values[firing], 6),
+        "activation": rounded[firing],
         "document": piece.document,
         "tokens": tokens,
-        "values": [round(v, 4 if i != firing else 6) for i, v in enumerate(values)],
+        "values": rounded,
         "firing": firing,
     }
+
+
+def _deciles(reader: EvidenceReader, feature: int, each: int) -> list[list[dict[str, Any]]]:
+    """`each` contexts of the sample from each tenth of a feature's activations, weakest first.
+
+    Empty if it fired fewer than ten times.
+    """
+    sample = reader.evidence.sample
+    count = sample.filled(feature)
+    if count < 10:
+        return []
+    order = sorted(range(count), key=lambda rank: float(sample.value[feature, rank]))
+    deciles = []
+    for part in np.array_split(order, 10):
+        ranks = part.tolist()[:each]
+        deciles.append([context_of(reader, sample, feature, rank) for rank in ranks])
+    return deciles
+
+# %% ../../nbs/interpreter/09_features.ipynb #46c51d04
+def feature_evidence(reader: EvidenceReader, feature: int, each_decile: int = 2) -> dict[str, Any]:
+    """Contexts, tokens, histogram and neighbours of one feature.
+
+    Empty for a dead feature.
+    """
+    evidence = reader.evidence
+    if not int(evidence.active[feature]):
+        if not int(evidence.held_active[feature]):
+            return {}
+        return {"common_tokens": [], "top_examples": [], "firing_tokens": []}
+    ranks = range(evidence.top.filled(feature))
+    top = [context_of(reader, evidence.top, feature, rank) for rank in ranks]
+    return {
+        "common_tokens": _common_tokens(top),
+        "top_examples": top,
+        "deciles": _deciles(reader, feature, each_decile),
+        "histogram": _histogram(evidence, feature),
+        "firing_tokens": reader.tokens("on", feature),
+        "tokens_before": reader.tokens("behind", feature, 10),
+        "tokens_after": reader.tokens("before", feature, 10),
+        **_effects_on_tokens(reader, feature),
+        "neighbours": _neighbours(reader, feature),
+    }
+
+
+def _common_tokens(examples: list[dict[str, Any]]) -> list[list[Any]]:
+    """`[text, count]` of the tokens within five of the firing one."""
+    counts: Counter[str] = Counter()
+    for example in examples:
+        firing = example["firing"]
+        counts.update(example["tokens"][max(0, firing - 5) : firing + 6])
+    return [list(pair) for pair in counts.most_common(20)]
+
+
+def _histogram(evidence: Evidence, feature: int) -> dict[str, list[Any]]:
+    """The used part of a feature's histogram."""
+    counts = evidence.histogram[feature].numpy()
+    used = np.flatnonzero(counts)
+    low = used[0]
+    high = used[-1] + 1
+    edges = [round(float(edge), 6) for edge in bin_edges()[low : high + 1]]
+    return {"edges": edges, "counts": counts[low:high].tolist()}
+
+
+def _effects_on_tokens(reader: EvidenceReader, feature: int) -> dict[str, list[list[Any]]]:
+    """`[text, change of the logit]` of the tokens that a feature promotes and suppresses."""
+    effects = reader.effects
+    if effects is None:
+        return {}
+    columns = {
+        "promoted": (effects.promoted, effects.raises),
+        "suppressed": (effects.suppressed, effects.lowers),
+    }
+    listed = {}
+    for name, (ids, values) in columns.items():
+        texts = reader.text_of(ids[feature].tolist())
+        changes = [round(value, 4) for value in values[feature].tolist()]
+        listed[name] = [list(pair) for pair in zip(texts, changes)]
+    return listed
+
+
+def _neighbours(reader: EvidenceReader, feature: int) -> dict[str, list[list[Any]]]:
+    """`[feature, similarity]` of the nearest features, by cosine and by firing together."""
+    ways = {"together": reader.together}
+    if reader.near is not None:
+        ways = {"cosine": reader.near, **ways}
+    listed = {}
+    for name, (ids, values) in ways.items():
+        pairs = zip(ids[feature], values[feature])
+        listed[name] = [[int(i), round(float(value), 4)] for i, value in pairs if i >= 0]
+    return listed
 
 # %% ../../nbs/interpreter/09_features.ipynb #7432d73c
 COLUMNS = {
@@ -244,295 +259,189 @@ COLUMNS = {
 }
 
 
-def feature_table(facts: Sequence[dict[str, Any]]) -> Any:
-    """One row per feature:
-
-    figures, the label and how well it predicts on held-out documents, and what is wrong with the
-    latent.
-    """
-    import pandas as pd
-
-    table = pd.DataFrame(
-        [{column: entry.get(column, 0) for column in COLUMNS} for entry in facts],
-        columns=list(COLUMNS),
-    ).astype({c: t for c, t in COLUMNS.items() if t != "str"})
-
-    def tested(name: str) -> list[float]:
-        return [
-            float("nan") if (value := (entry.get("label_test") or {}).get(name)) is None else value
-            for entry in facts
-        ]
-
+def feature_table(facts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row a feature, from what `feature_facts` gives of each."""
+    rows = [{column: entry.get(column, 0) for column in COLUMNS} for entry in facts]
+    numbers = {column: kind for column, kind in COLUMNS.items() if kind != "str"}
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(numbers)
+    tests = [entry.get("label_test") or {} for entry in facts]
+    twins = [entry.get("duplicate_of") for entry in facts]
     return table.assign(
-        detection=tested("detection"),
-        fuzzing=tested("fuzzing"),
-        verdict=[(entry.get("label_test") or {}).get("verdict", "") for entry in facts],
+        detection=[_or_nan(test.get("detection")) for test in tests],
+        fuzzing=[_or_nan(test.get("fuzzing")) for test in tests],
+        verdict=[test.get("verdict", "") for test in tests],
         dead=[not entry["active"] for entry in facts],
         dense=table.density > DENSE,
-        duplicate_of=pd.array([entry.get("duplicate_of") for entry in facts], dtype="Int64"),
+        duplicate_of=pd.array(twins, dtype="Int64"),
     )
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 # %% ../../nbs/interpreter/09_features.ipynb #11be0959
 class Features:
-    """Interpreted features: a table to sort, and the evidence behind each row."""
+    """Interpreted features: a table to sort, and the evidence behind each row.
+
+    `features[17]` is the evidence of feature 17. Raises `IndexError` for a feature that does not
+    exist. `interpret` and `Features.load` make them.
+    """
 
     def __init__(
         self,
-        facts: Sequence[dict[str, Any]],
-        evidence_of: Callable[[int], dict[str, Any]],
-        about: dict[str, Any],
-        reading: EvidenceReader | None = None,
+        entries: Sequence[dict[str, Any]],  # figures of each feature
+        evidence_of: Callable[[int], dict[str, Any]],  # what else is known of one
+        facts: dict[str, Any],  # layer, model, tokens
+        reading: EvidenceReader | None = None,  # None for features from a file
     ):
-        self.facts, self._evidence_of, self._facts_of, self.reading = (
-            about,
-            evidence_of,
-            list(facts),
-            reading,
-        )
-        self.table = feature_table(self._facts_of)
+        self.entries = list(entries)
+        self.facts = facts
+        self.reading = reading
+        self.table = feature_table(self.entries)
+        self._evidence_of = evidence_of
 
     def __getitem__(self, feature_id: int) -> dict[str, Any]:
-        # IndexError ends a loop over features
-        if not 0 <= feature_id < len(self):
+        if not 0 <= feature_id < len(self):  # IndexError ends a loop over features
             raise IndexError(
                 f"there is no feature {feature_id}; they are numbered from 0 to {len(self) - 1}"
             )
-        return {**self._facts_of[feature_id], **self._evidence_of(feature_id)}
+        return {**self.entries[feature_id], **self._evidence_of(feature_id)}
 
     def __len__(self) -> int:
-        return len(self._facts_of)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
+        return (self[feature] for feature in range(len(self)))
 
     @property
-    def interpretations(self) -> "Features":
-        """The features themselves:
-
-        they are a sequence of dictionaries, each read when it is asked for.
-        """
+    def interpretations(self) -> Features:
+        """The features themselves, which are a sequence of dictionaries."""
         return self
 
-    def sort_values(self, by: str, ascending: bool = False) -> Any:
-        """The table, best first."""
+    def sort_values(self, by: str, ascending: bool = False) -> pd.DataFrame:
+        """The table, best first. Raises `InputError` for a column that it lacks."""
         if by not in self.table:
             raise InputError(f"features have no {by!r}; they have {', '.join(self.table.columns)}")
         return self.table.sort_values([by, "feature_id"], ascending=[ascending, True])
 
-    def find(self, text: str) -> Any:
-        """The rows of the table whose label or firing tokens hold `text`, in whatever case, or
-        whose number it is.
-        """
+    def find(self, text: str) -> pd.DataFrame:
+        """The rows whose label or firing tokens contain `text`, in any case, or whose id it is."""
         wanted = text.strip().lower()
-        return self.table[
-            [
-                not wanted or wanted in words or wanted == str(i)
-                for i, words in enumerate(self._words)
-            ]
-        ]
+        is_match = []
+        for feature, words in enumerate(self._words):
+            is_match.append(not wanted or wanted in words or wanted == str(feature))
+        return self.table[is_match]
 
     @cached_property
     def _words(self) -> list[str]:
-        def tokens(i: int) -> list[list[Any]]:
-            return self._facts_of[i].get("firing_tokens") or (
-                self.reading.tokens("on", i, 8) if self.reading else []
-            )
-
-        return [
-            " ".join([entry["label"], *(token for token, *_ in tokens(i))]).lower()
-            for i, entry in enumerate(self._facts_of)
-        ]
+        """The label and the firing tokens of each feature, in lower case."""
+        words = []
+        for feature, entry in enumerate(self.entries):
+            stats = entry.get("firing_tokens")
+            if not stats and self.reading is not None:
+                stats = self.reading.tokens("on", feature, 8)
+            tokens = [token for token, *_ in stats or []]
+            words.append(" ".join([entry["label"], *tokens]).lower())
+        return words
 
     def best(self, count: int = 10) -> list[dict[str, Any]]:
-        """The best-evidenced features:
-
-        highest score among those that fired often enough, not all the time, and whose label held on
-        held-out documents.
-        """
-        often = (self.table.num_activations >= 30) & (self.table.density < 0.05)
-        choices = (
-            self.table[often & (self.table.verdict == "supported")],
-            self.table[often],
-            self.table[~self.table.dead],
-        )
-        ranked = next((fit for fit in choices if len(fit) >= count), choices[-1])
-        return [
-            self[int(i)]
-            for i in ranked.sort_values(
-                ["score", "feature_id"], ascending=[False, True]
-            ).feature_id.head(count)
+        """The best-evidenced features, highest score first."""
+        table = self.table
+        fires_often = (table.num_activations >= 30) & (table.density < 0.05)
+        choices = [
+            table[fires_often & (table.verdict == "supported")],
+            table[fires_often],
+            table[~table.dead],
         ]
+        enough = [choice for choice in choices if len(choice) >= count]
+        choice = enough[0] if enough else choices[-1]
+        ranked = choice.sort_values(["score", "feature_id"], ascending=[False, True])
+        return [self[int(feature)] for feature in ranked.feature_id.head(count)]
 
     def save(self, path: str | Path) -> Path:
-        """Writes all interpretations as one JSON file, whole or not at all."""
+        """Write all interpretations as one JSON file, complete or not at all; returns the path."""
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for number, entry in enumerate(self):
-                file.write(
-                    ("{" if number == 0 else ",")
-                    + "\n"
-                    + json.dumps(str(entry["feature_id"]))
-                    + ": "
-                    + json.dumps(entry, ensure_ascii=False)
-                )
+            opening = "{"
+            for entry in self:
+                name = json.dumps(str(entry["feature_id"]))
+                file.write(f"{opening}\n{name}: {json.dumps(entry, ensure_ascii=False)}")
+                opening = ","
             file.write("\n}\n" if len(self) else "{}\n")
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Features":
+    def load(cls, path: str | Path) -> Features:
         """Features from a file that `save` wrote.
 
-        The layer is that of its name, `layer_{L}_interpretations.json`.
+        The layer is read from its name, `layer_{L}_interpretations.json`. Raises `InputError` if
+        the file is missing, damaged, or something else.
         """
-        try:
-            saved = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"there are no interpretations at {path}; write them with Features.save or"
-                " analyze_sae"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path} is no whole file of interpretations ({error}); write it again"
-            ) from None
-        fine = isinstance(saved, dict) and all(
-            isinstance(e, dict)
-            and isinstance(e.get("feature_id"), int)
-            and {"active", "label"} <= e.keys()
-            for e in saved.values()
-        )
-        entries = sorted(saved.values(), key=lambda entry: entry["feature_id"]) if fine else []
-        if not entries or [e["feature_id"] for e in entries] != list(range(len(entries))):
-            raise InputError(f"{path} holds no interpretations of features numbered from 0")
-        layer = re.match(r"layer_(\d+)_", Path(path).name)
-        return cls(
-            entries,
-            lambda i: {},
-            {"file": Path(path).name, **({"layer": int(layer[1])} if layer else {})},
-        )
+        name = Path(path).name
+        facts: dict[str, Any] = {"file": name}
+        layer = re.match(r"layer_(\d+)_", name)
+        if layer is not None:
+            facts["layer"] = int(layer[1])
+        return cls(_read_entries(Path(path)), lambda feature: {}, facts)
 
     def __repr__(self) -> str:
         tokens = f", on {self.facts['tokens']:,} tokens" if "tokens" in self.facts else ""
         return f"Features({len(self)} features, {int(self.table.dead.sum())} dead{tokens})"
 
     def _repr_html_(self) -> str:
-        return (
-            self.sort_values("score")
-            .head(10)
-            .to_html(index=False, float_format="{:.3g}".format, escape=True)
-        )
+        best = self.sort_values("score").head(10)
+        return best.to_html(index=False, float_format="{:.3g}".format, escape=True)
 
-# %% ../../nbs/interpreter/09_features.ipynb #a5dc9ac5
-def interpret(
-    sae: JumpReLUSAE,
-    model: LanguageModel,
-    # texts, or the activations of a layer in a store: then the model is not run
-    source: Iterable[str | Document] | RowStore,
-    layer: int | None = None,  # None: the store's
-    config: EvidenceConfig | None = None,  # how much evidence is kept
-    max_tokens: int | None = None,  # None: all there are
-    # whether to compute which tokens features promote; None: where that takes less than
-    # about a minute
-    logits: bool | None = None,
-    snapshot: str | Path | None = None,  # a file from which a killed pass goes on
-) -> Features:
-    """Evidence for every feature of `sae` from one pass over `source`."""
-    layer = source.layer if layer is None and isinstance(source, RowStore) else layer
-    if layer is None:
-        raise InputError("say which layer's residual stream the texts are to be read at: layer=...")
-    if max_tokens is not None and max_tokens < 1:
+
+def _read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of an interpretations file, in the order of features."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise InputError(
-            f"max_tokens is {max_tokens}; it must be at least 1, or None for all there are"
-        )
-    if isinstance(source, dict):
-        raise InputError("give one layer's store, as in stores[2], not all that `extract` returned")
-    _check_fit(sae, model, source, layer)
-    if snapshot is not None:
-        check_writable(Path(snapshot).parent)
-    limit, context = (
-        sae.metadata.get("norm_limit", float("inf")),
-        sae.metadata.get("context_length", 1024),
-    )
-    if snapshot is not None:
-        source, print_ = _fingerprint(source)
-    # which decides how pieces are batched
-    facts = (
-        {"layer": layer, "model": model.name}
-        if snapshot is None
-        else {
-            "layer": layer,
-            "model": [model.name, getattr(model, "revision", ""), str(getattr(model, "dtype", ""))],
-            "sae": sae.digest,
-            "source": print_,
-            "context": context,
-            "norm_limit": str(limit),
-            "max_tokens": max_tokens,
-        }
-    )
-    batches = (
-        partial(rows_from_store, source, norm_limit=limit)
-        if isinstance(source, RowStore)
-        else partial(
-            rows_from_texts, model, source, layer, context, norm_limit=limit, max_tokens=max_tokens
-        )
-    )
-    evidence = gather_evidence(
-        sae,
-        batches,
-        config or EvidenceConfig(),
-        max_tokens,
-        f"interpreting layer {layer}",
-        None if snapshot is None else Path(snapshot),
-        facts,
-    )
-    if evidence.held_tokens and not evidence.tokens:
+            f"there are no interpretations at {path}; write them with Features.save or analyze_sae"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            "all documents are among those held out for testing descriptions; give more of them, or"
-            " config=EvidenceConfig(held_out=0)"
-        )
-    if not evidence.tokens:
-        raise InputError(
-            "there is no text to interpret features on; give a corpus or a list of texts that are"
-            " not empty (the held-out part of a small corpus may be: heldout_share=0.3 makes it"
-            " larger)"
-        )
-    near = cosine_neighbours(sae.W_dec.detach()) if sae.config.d_hidden > 1 else None
-    twins = (
-        None
-        if near is None
-        else find_duplicates(sae.W_dec.detach(), near[1], evidence.cofiring(), TWIN)
-    )
-    reading = EvidenceReader(evidence, TokenTexts(model), near, _effects(sae, model, logits), twins)
-    return Features(
-        [
-            feature_facts(reading, j)
-            for j in tqdm(
-                range(sae.config.d_hidden),
-                desc="reading the evidence",
-                unit=" features",
-                unit_scale=True,
-                disable=None,
-            )
-        ],
-        lambda j: feature_evidence(reading, j),
-        {
-            "layer": layer,
-            "model": model.name,
-            "tokens": evidence.tokens,
-            "held_tokens": evidence.held_tokens,
-        },
-        reading,
-    )
+            f"{path} is not a complete interpretations file ({error}); write it again"
+        ) from None
+    values = list(saved.values()) if isinstance(saved, dict) else []
+    if not values or not all(map(_is_entry, values)):
+        raise InputError(f"{path} holds no interpretations of features numbered from 0")
+    entries = sorted(values, key=lambda entry: entry["feature_id"])
+    if [entry["feature_id"] for entry in entries] != list(range(len(entries))):
+        raise InputError(f"{path} holds no interpretations of features numbered from 0")
+    return entries
+
+
+def _is_entry(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("feature_id"), int):
+        return False
+    return {"active", "label"} <= value.keys()
 
 # %% ../../nbs/interpreter/09_features.ipynb #c1113b0c
-def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) -> None:
-    """An error when SAE, model and store do not belong together:
+Source = Iterable[str | Document] | RowStore  # texts, or the rows of one layer in a store
 
-    the figures would look real and mean nothing.
-    """
+
+def _layer_of(source: Source, layer: int | None) -> int:
+    """The layer to read; raises `InputError` if it is not given and the source has none."""
+    if isinstance(source, dict):
+        raise InputError("give one layer's store, as in stores[2], not all that `extract` returned")
+    if layer is None and isinstance(source, RowStore):
+        layer = source.layer
+    if layer is None:
+        raise InputError("say which layer's residual stream the texts are to be read at: layer=...")
     if not isinstance(layer, int):
         raise InputError(f"layer is {layer!r}; it must be a whole number")
+    return layer
+
+
+def _check_fit(sae: SAE, model: LanguageModel, source: Source, layer: int) -> None:
+    """Raise `InputError` if SAE, model and source do not belong together."""
     sae.check_layer(layer)
+    width = model.d_model if not isinstance(source, RowStore) else source.d_model
+    origin: Any = model.name
     if isinstance(source, RowStore):
+        origin = source.path
         if source.layer not in (None, layer):
             raise InputError(f"{source.path} holds layer {source.layer}, not layer {layer}")
         made_by = source.manifest.get("model") or model.name
@@ -541,179 +450,288 @@ def _check_fit(sae: JumpReLUSAE, model: LanguageModel, source: Any, layer: int) 
                 f"{source.path} holds activations of {made_by!r}, not of {model.name!r}; its tokens"
                 " would be misread"
             )
-    width = source.d_model if isinstance(source, RowStore) else model.d_model
     if sae.config.d_model != width:
         raise InputError(
-            f"the SAE reads width {sae.config.d_model}, but {getattr(source, 'path', model.name)}"
-            f" has width {width}"
+            f"the SAE reads width {sae.config.d_model}, but {origin} has width {width}"
         )
 
 # %% ../../nbs/interpreter/09_features.ipynb #2b50627b
-def _effects(sae: JumpReLUSAE, model: LanguageModel, wanted: bool | None) -> Any:
-    """Which tokens features promote.
+MANY_OPERATIONS = 3e12  # about a minute on a CPU
 
-    None, with a line that says why, where that is not known or would take long and was not asked
-    for.
-    """
+
+def _effects(sae: SAE, model: LanguageModel, wanted: bool | None) -> LogitEffects | None:
+    """Which tokens features promote; None if unknown, unwanted, or too expensive unasked."""
     if wanted is False:
         return None
     try:
-        work = 2 * sae.config.d_hidden * unembedding(model).numel()
-    except (InputError, AttributeError) as error:
-        if wanted:
-            raise
-        log.info("promoted tokens are left out: %s", error)
-        return None
-    if wanted is None and work > 3e12 and sae.W_dec.device.type == "cpu":
-        log.info(
-            "promoted tokens are left out, since %.0f TFLOP are needed; ask for them with"
-            " logits=True, or for some features with logit_effects",
-            work / 1e12,
-        )
-        return None
-    try:
+        operations = 2 * sae.config.d_hidden * unembedding(model).numel()
+        on_cpu = sae.W_dec.device.type == "cpu"
+        if wanted is None and on_cpu and operations > MANY_OPERATIONS:
+            log.info(
+                "promoted tokens are left out, since %.0f TFLOP are needed; ask for them with"
+                " logits=True, or for some features with logit_effects",
+                operations / 1e12,
+            )
+            return None
         return logit_effects(sae, model)
-    except InputError as error:
+    except (InputError, AttributeError) as error:
         if wanted:
             raise
         log.info("promoted tokens are left out: %s", error)
         return None
 
 # %% ../../nbs/interpreter/09_features.ipynb #9ac57a3c
-def _fingerprint(source: Any) -> tuple[Any, Any]:
-    """The source, as something that can be read again, and what tells it from others."""
+def _with_fingerprint(source: Source) -> tuple[Source, Any]:
+    """The source as something that can be read again, and what tells it from others."""
     if isinstance(source, RowStore):
         return source, source.digest
-    if not isinstance(source, Corpus):
-        source = list(as_documents(source))
-    return source, fingerprint_of(source)
+    corpus = source if isinstance(source, Corpus) else list(as_documents(source))
+    return corpus, fingerprint_of(corpus)
+
+
+def _identity(
+    sae: SAE, model: LanguageModel, layer: int, fingerprint: Any, max_tokens: int | None
+) -> dict[str, Any]:
+    """What a snapshot of a pass is evidence of."""
+    revision = getattr(model, "revision", "")
+    dtype = str(getattr(model, "dtype", ""))
+    return {
+        "layer": layer,
+        "model": [model.name, revision, dtype],
+        "sae": sae.digest,
+        "source": fingerprint,
+        "context": sae.context_length,
+        "norm_limit": str(sae.norm_limit),
+        "max_tokens": max_tokens,
+    }
+
+# %% ../../nbs/interpreter/09_features.ipynb #a5dc9ac5
+def interpret(
+    sae: SAE,
+    model: LanguageModel,
+    source: Source,  # texts, or a layer's rows in a store: then the model is not run
+    layer: int | None = None,  # None: the store's
+    config: EvidenceConfig | None = None,  # how much evidence is kept
+    max_tokens: int | None = None,  # end after about so many; None: read everything
+    logits: bool | None = None,  # promoted tokens; None: if they take less than about a minute
+    snapshot: str | Path | None = None,  # a file from which an interrupted pass resumes
+) -> Features:
+    """Gather evidence for every feature of an SAE in one pass over text or stored rows.
+
+    Returns `Features`. Raises `InputError` if SAE, model and source do not belong together, or
+    there is no text.
+    """
+    layer = _layer_of(source, layer)
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(
+            f"max_tokens is {max_tokens}; it must be at least 1, or None for all there are"
+        )
+    _check_fit(sae, model, source, layer)
+    identity: dict[str, Any] = {"layer": layer, "model": model.name}
+    if snapshot is not None:
+        check_writable(Path(snapshot).parent)
+        source, fingerprint = _with_fingerprint(source)
+        identity = _identity(sae, model, layer, fingerprint, max_tokens)
+    evidence = gather_evidence(
+        sae,
+        _batches(sae, model, source, layer, max_tokens),
+        config,
+        max_tokens,
+        f"interpreting layer {layer}",
+        None if snapshot is None else Path(snapshot),
+        identity,
+    )
+    _check_evidence(evidence)
+    reader = _read(sae, model, evidence, logits)
+    numbers = tqdm(
+        range(sae.config.d_hidden),
+        desc="reading the evidence",
+        unit=" features",
+        unit_scale=True,
+        disable=None,
+    )
+    facts = {
+        "layer": layer,
+        "model": model.name,
+        "tokens": evidence.tokens,
+        "held_tokens": evidence.held_tokens,
+    }
+    entries = [feature_facts(reader, feature) for feature in numbers]
+    return Features(entries, partial(feature_evidence, reader), facts, reader)
+
+
+def _batches(
+    sae: SAE, model: LanguageModel, source: Source, layer: int, max_tokens: int | None
+) -> Callable[..., Any]:
+    """A function that gives the source's batches of rows, from after some pieces."""
+    if isinstance(source, RowStore):
+        return partial(rows_from_store, source, norm_limit=sae.norm_limit)
+    return partial(
+        rows_from_texts,
+        model,
+        source,
+        layer,
+        sae.context_length,
+        norm_limit=sae.norm_limit,
+        max_tokens=max_tokens,
+    )
+
+
+def _check_evidence(evidence: Evidence) -> None:
+    """Raise `InputError` if there was no text, or all of it was held out."""
+    if evidence.tokens:
+        return
+    if evidence.held_tokens:
+        raise InputError(
+            "all documents are among those held out for testing descriptions; give more of them, or"
+            " config=EvidenceConfig(held_out=0)"
+        )
+    raise InputError(
+        "there is no text to interpret features on; give a corpus or a list of texts that are not"
+        " empty (the held-out part of a small corpus may be: heldout_share=0.3 makes it larger)"
+    )
+
+
+def _read(
+    sae: SAE, model: LanguageModel, evidence: Evidence, logits: bool | None
+) -> EvidenceReader:
+    """A reader of evidence, with neighbours, duplicates and promoted tokens."""
+    near = None
+    twins = None
+    if sae.config.d_hidden > 1:
+        directions = sae.W_dec.detach()
+        near = cosine_neighbours(directions)
+        twins = find_duplicates(directions, near[1], evidence.cofiring(), TWIN)
+    effects = _effects(sae, model, logits)
+    return EvidenceReader(evidence, TokenTexts(model), near, effects, twins)
 
 # %% ../../nbs/interpreter/09_features.ipynb #56da0b6f
-# by feature, or a file of them
+VERDICTS = ("contradicted", "undecided", "not judged", "too little evidence", "supported")
+TEST_COLUMNS = [
+    "feature_id",
+    "description",
+    "verdict",
+    "detection",
+    "detection_low",
+    "detection_high",
+    "fuzzing",
+    "fuzzing_low",
+    "fuzzing_high",
+    "excerpts",
+]
+
+
 def test_descriptions(
     features: Features,
-    descriptions: dict[int, str] | str | Path,
-    # a language model that reads them; None: they are read by their words
-    ask: Callable[[str], str] | None = None,
-) -> Any:
-    """Detection and fuzzing of every description on held-out documents, the contradicted first:
+    descriptions: dict[int, str] | str | Path | pd.DataFrame,  # by feature, or a file of them
+    ask: Ask | None = None,  # a language model that reads them; None: they are read by their words
+) -> pd.DataFrame:
+    """Test descriptions by detection and fuzzing on held-out documents, the contradicted first.
 
-    a DataFrame.
+    Raises `InputError` for features read from a file, which has no held-out documents, and for
+    descriptions of features that do not exist.
     """
-    import pandas as pd
-
-    if features.reading is None:
+    reader = features.reading
+    if reader is None:
         raise InputError(
             "these features were read from a file, which holds no held-out documents; interpret the"
             " SAE again to test descriptions"
         )
+    by_feature = _check_descriptions(descriptions, len(features))
+    rows = []
+    for feature, text in tqdm(
+        by_feature.items(), desc="testing descriptions", unit=" features", disable=None
+    ):
+        predictor: Predictor
+        predictor = KeywordPredictor(text) if ask is None else ModelPredictor(ask, text)
+        tested = test_description(predictor, reader.evidence, feature, reader.text_of)
+        rows.append({"feature_id": feature, "description": text, **tested})
+    table = pd.DataFrame(rows, columns=TEST_COLUMNS)
+    rank = table.verdict.map({verdict: number for number, verdict in enumerate(VERDICTS)})
+    order = np.lexsort((table.feature_id, table.detection.fillna(0.5), rank))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _check_descriptions(descriptions: Any, count: int) -> dict[int, str]:
+    """Descriptions by feature; raises `InputError` if they are something else."""
     if isinstance(descriptions, pd.DataFrame):
         descriptions = dict(zip(descriptions.feature_id, descriptions.description))
     if not isinstance(descriptions, dict):
         descriptions = read_descriptions(descriptions)
     try:
-        descriptions = {int(i): text for i, text in descriptions.items()}
+        by_feature = {int(feature): text for feature, text in descriptions.items()}
     except (TypeError, ValueError):
         raise InputError(
             "descriptions are given by feature number, such as {17: 'the word \"return\"'}"
         ) from None
-    if wrong := [i for i, text in descriptions.items() if not isinstance(text, str)]:
+    for feature, text in by_feature.items():
+        if not isinstance(text, str):
+            raise InputError(
+                f"the description of feature {feature} is {text!r}; it must be a string"
+            )
+    unknown = [feature for feature in by_feature if not 0 <= feature < count]
+    if unknown:
+        listed = ", ".join(map(str, unknown[:5]))
         raise InputError(
-            f"the description of feature {wrong[0]} is {descriptions[wrong[0]]!r}; it must be a"
-            " string"
+            f"there are descriptions of features that the SAE does not have: {listed}; its features"
+            f" are 0 to {count - 1}"
         )
-    strange = [i for i in descriptions if not 0 <= i < len(features)]
-    if strange:
-        raise InputError(
-            "there are descriptions of features that the SAE does not have:"
-            f" {', '.join(map(str, strange[:5]))}; its features are 0 to {len(features) - 1}"
-        )
-    rows = []
-    for i, text in tqdm(
-        descriptions.items(), desc="testing descriptions", unit=" features", disable=None
-    ):
-        predictor = KeywordPredictor(text) if ask is None else ModelPredictor(ask, text)
-        rows.append(
-            {
-                "feature_id": i,
-                "description": text,
-                **test_description(
-                    predictor, features.reading.evidence, i, features.reading.text_of
-                ),
-            }
-        )
-    table = pd.DataFrame(
-        rows,
-        columns=[
-            "feature_id",
-            "description",
-            "verdict",
-            "detection",
-            "detection_low",
-            "detection_high",
-            "fuzzing",
-            "fuzzing_low",
-            "fuzzing_high",
-            "excerpts",
-        ],
-    )
-    rank = table.verdict.map(
-        {
-            "contradicted": 0,
-            "undecided": 1,
-            "not judged": 2,
-            "too little evidence": 3,
-            "supported": 4,
-        }
-    )
-    return table.iloc[
-        np.lexsort((table.feature_id, table.detection.fillna(0.5), rank))
-    ].reset_index(drop=True)
+    return by_feature
 
 # %% ../../nbs/interpreter/09_features.ipynb #3f8c294a
-# None: all that fire
 def explain_features(
     features: Features,
-    ask: Callable[[str], str],
-    ids: Iterable[int] | None = None,
-    # a file of JSON lines to which every description is added as it comes; those
-    # in it are not asked for again
-    path: str | Path | None = None,
+    ask: Ask,  # from a prompt to a language model's answer
+    ids: Iterable[int] | None = None,  # None: all that fire
+    path: str | Path | None = None,  # a .jsonl file to which descriptions are added as they come
 ) -> dict[int, str]:
-    """Descriptions by a language model, from the evidence alone.
+    """Ask a language model to describe features from their evidence; test with `test_descriptions`.
 
-    Test them with `test_descriptions`.
+    Returns descriptions by feature. Raises `InputError` for features read from a file, and for
+    features that do not exist.
     """
-    if features.reading is None:
+    reader = features.reading
+    if reader is None:
         raise InputError(
             "these features were read from a file; interpret the SAE again to explain them"
         )
-    ids = features.table.feature_id[~features.table.dead].tolist() if ids is None else list(ids)
-    if strange := [
-        i for i in ids if not isinstance(i, (int, np.integer)) or not 0 <= i < len(features)
-    ]:
-        raise InputError(
-            f"there are no features {strange[:5]}; they are numbered from 0 to {len(features) - 1}"
-        )
+    if ids is None:
+        ids = features.table.feature_id[~features.table.dead].tolist()
+    wanted = _check_ids(list(ids), len(features))
+    known: dict[int, str] = {}
     if path is not None:
-        if Path(path).suffix != ".jsonl":
+        path = Path(path)
+        if path.suffix != ".jsonl":
             raise InputError(
                 f"{path}: descriptions are added to a .jsonl file as they come; name one"
             )
-        check_writable(Path(path).parent)
-    ids = [int(i) for i in ids]
-    known = read_descriptions(path) if path is not None and Path(path).exists() else {}
-    for i in tqdm(
-        [i for i in ids if i not in known], desc="explaining", unit=" features", disable=None
-    ):
-        known[i] = explain_feature(ask, features.reading.evidence, i, features.reading.text_of)
+        check_writable(path.parent)
+        known = read_descriptions(path) if path.exists() else {}
+    unknown = [feature for feature in wanted if feature not in known]
+    for feature in tqdm(unknown, desc="explaining", unit=" features", disable=None):
+        known[feature] = explain_feature(ask, reader.evidence, feature, reader.text_of)
         if path is not None:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({"feature_id": i, "description": known[i]}, ensure_ascii=False)
-                    + "\n"
-                )
-    return {i: known[i] for i in ids}
+            _append_description(path, feature, known[feature])
+    return {feature: known[feature] for feature in wanted}
+
+
+def _check_ids(ids: list[Any], count: int) -> list[int]:
+    """The ids; raises `InputError` if one of them is no feature."""
+    unknown = []
+    for feature in ids:
+        if not isinstance(feature, (int, np.integer)) or not 0 <= feature < count:
+            unknown.append(feature)
+    if unknown:
+        raise InputError(
+            f"there are no features {unknown[:5]}; they are numbered from 0 to {count - 1}"
+        )
+    return [int(feature) for feature in ids]
+
+
+def _append_description(path: Path, feature: int, description: str) -> None:
+    entry = {"feature_id": feature, "description": description}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 # %% ../../nbs/interpreter/09_features.ipynb #a465ccdf
 def analyze_sae(
@@ -723,9 +741,10 @@ def analyze_sae(
     texts: Iterable[str | Document],
     save_dir: str | Path = "./results/interpretations",
 ) -> Features:
-    """Interprets all features of a checkpoint and writes `layer_{L}_interpretations.json`.
+    """Interpret all features of a checkpoint and write `layer_{L}_interpretations.json`.
 
-    `result[feature_id]` is one feature. When it was killed, the same call goes on.
+    `result[feature_id]` is one feature. An interrupted call resumes when it is repeated. Raises
+    `InputError` as `interpret` does, and if the checkpoint is of another layer.
     """
     sae = load_sae(sae_checkpoint_path, str(model_wrapper.device))
     sae.check_layer(layer_idx)
@@ -738,49 +757,50 @@ def analyze_sae(
 
 # %% ../../nbs/interpreter/09_features.ipynb #f41a5ef5
 def print_feature_summary(interpretation: dict[str, Any]) -> None:
-    """Prints one feature's evidence for reading."""
-    print(f"\nFeature {interpretation['feature_id']}: {interpretation['label'] or 'no label'}")
-    if not interpretation["active"]:
+    """Print one feature's evidence for reading: `print_feature_summary(features[17])`."""
+    feature = interpretation
+    print(f"\nFeature {feature['feature_id']}: {feature['label'] or 'no label'}")
+    if not feature["active"]:
         print("  dead: never active on these texts")
         return
-    i, tested = interpretation, interpretation.get("label_test") or {}
     print(
-        f"  active on {i['num_activations']:,} tokens ({i['density']:.3%}), up to"
-        f" {i['top_activation']:.3g}, {i['mean_activation']:.3g} on average"
+        f"  active on {feature['num_activations']:,} tokens ({feature['density']:.3%}), up to"
+        f" {feature['top_activation']:.3g}, {feature['mean_activation']:.3g} on average"
     )
+    tested = feature.get("label_test") or {}
     if tested.get("detection") is not None:
         print(
             f"  the label  {tested['detection']:.0%} right on held-out documents"
             f" ({tested['detection_low']:.0%} to {tested['detection_high']:.0%}):"
             f" {tested['verdict']}"
         )
-    print(
-        "  fires on   "
-        + ", ".join(f"{text!r} x{count}" for text, count, _ in i["firing_tokens"][:6])
-    )
-    if i.get("promoted"):
-        print("  promotes   " + ", ".join(repr(text) for text, _ in i["promoted"][:6]))
-    for example in i["top_examples"][:3]:
-        shown = "".join(
-            f"[{t}]" if n == example["firing"] else t for n, t in enumerate(example["tokens"])
-        )
-        print(f"  {example['activation']:8.3g}   {shown!r}"[:150])
+    fires_on = [f"{text!r} x{count}" for text, count, _ in feature["firing_tokens"][:6]]
+    print("  fires on   " + ", ".join(fires_on))
+    if feature.get("promoted"):
+        print("  promotes   " + ", ".join(repr(text) for text, _ in feature["promoted"][:6]))
+    for example in feature["top_examples"][:3]:
+        tokens = list(example["tokens"])
+        firing = example["firing"]
+        tokens[firing] = f"[{tokens[firing]}]"
+        print(f"  {example['activation']:8.3g}   {''.join(tokens)!r}"[:150])
 
 # %% ../../nbs/interpreter/09_features.ipynb #709174d6
-def identify_dead_features(interpretations: Iterable[dict[str, Any]]) -> list[int]:
+def _entries(interpretations: Features | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(interpretations, Features):
+        return interpretations.entries
+    return list(interpretations)
+
+
+def identify_dead_features(interpretations: Features | Iterable[dict[str, Any]]) -> list[int]:
     """Ids of the features that were never active."""
-    return [entry["feature_id"] for entry in _facts(interpretations) if not entry["active"]]
+    return [entry["feature_id"] for entry in _entries(interpretations) if not entry["active"]]
 
-# %% ../../nbs/interpreter/09_features.ipynb #18247325
-def _facts(interpretations: Any) -> Iterable[dict[str, Any]]:
-    return interpretations._facts_of if isinstance(interpretations, Features) else interpretations
 
-# %% ../../nbs/interpreter/09_features.ipynb #e6932a24
-def get_feature_statistics(interpretations: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """How many features are active and dead, and how strong and how frequent the active ones are on
-    average.
-    """
-    entries = list(_facts(interpretations))
+def get_feature_statistics(
+    interpretations: Features | Iterable[dict[str, Any]],
+) -> dict[str, float]:
+    """How many features are active and dead, and means over the active ones."""
+    entries = _entries(interpretations)
     active = [entry for entry in entries if entry["active"]]
 
     def mean(key: str) -> float:

@@ -5,83 +5,88 @@
 # %% ../../nbs/interpreter/07_rules.ipynb #8c363659
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
-from .detection import Excerpt
+
+from .detection import Excerpt, TextOf
 from .token_stats import TokenStats
 
 # %% auto #0
-__all__ = ['Rule', 'rule_of']
+__all__ = ['STEPS', 'Rule', 'rule_of']
 
 # %% ../../nbs/interpreter/07_rules.ipynb #85385abd
+STEPS = {"on": 0, "behind": 1, "before": -1}  # from a token to where the feature fires
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A feature fires where one of some tokens stands."""
+    """A feature fires on, behind (after) or before one of some tokens."""
 
     where: str  # "on", "behind" or "before"
     ids: tuple[int, ...]
     tokens: tuple[str, ...]  # their texts
 
-    # from the token to where the feature fires
-    def _step(self) -> int:
-        return {"on": 0, "behind": 1, "before": -1}[self.where]
-
     def _predicted(self, ids: Sequence[int]) -> list[bool]:
-        there = [i in self.ids for i in ids]
-        return [
-            0 <= i - self._step() < len(ids) and there[i - self._step()] for i in range(len(ids))
-        ]
+        """On which tokens of an excerpt the feature fires."""
+        step = STEPS[self.where]
+        is_predicted = [False] * len(ids)
+        for index, token in enumerate(ids):
+            if token in self.ids and 0 <= index + step < len(ids):
+                is_predicted[index + step] = True
+        return is_predicted
 
-    # a rule without tokens says nothing
-    def judges(self, said: Sequence[bool]) -> bool:
+    def judges(self, answers: Sequence[bool]) -> bool:
+        """Whether the rule says anything."""
         return bool(self.ids)
 
     def detects(self, excerpts: Sequence[Excerpt]) -> list[bool]:
-        return [any(self._predicted(e.ids)) for e in excerpts]
+        """For each excerpt whether the feature fires on it."""
+        return [any(self._predicted(excerpt.ids)) for excerpt in excerpts]
 
     def fits(self, excerpts: Sequence[Excerpt]) -> list[bool]:
-        return [
-            2 * sum(p for p, mark in zip(self._predicted(e.ids), e.marked) if mark)
-            >= max(1, sum(e.marked))
-            for e in excerpts
-        ]
+        """For each excerpt whether the marked tokens are those on which it fires."""
+        return [self._fits(excerpt) for excerpt in excerpts]
+
+    def _fits(self, excerpt: Excerpt) -> bool:
+        pairs = zip(self._predicted(excerpt.ids), excerpt.marked)
+        predicted_and_marked = sum(predicted and marked for predicted, marked in pairs)
+        return 2 * predicted_and_marked >= max(1, sum(excerpt.marked))
 
     def __str__(self) -> str:
-        # blanks can be seen
-        def seen(token: str) -> str:
-            return (
-                repr(token)[1:-1]
-                if token.strip(" ")
-                else "␣"
-                if len(token) == 1
-                else f"␣×{len(token)}"
-            )
+        shown = ", ".join(_visible(token) for token in self.tokens[:3])
+        if self.where == "on" or not shown:
+            return shown
+        return f"{'after' if self.where == 'behind' else 'before'}: {shown}"
 
-        shown = ", ".join(seen(token) for token in self.tokens[:3])
-        return (
-            shown
-            if self.where == "on" or not shown
-            else f"{'after' if self.where == 'behind' else 'before'}: {shown}"
-        )
+
+def _visible(token: str) -> str:
+    """A token's text, with white space that can be seen."""
+    if token.strip(" "):
+        return repr(token)[1:-1]
+    return "␣" if len(token) == 1 else f"␣×{len(token)}"
 
 # %% ../../nbs/interpreter/07_rules.ipynb #cc58001c
 def rule_of(
     feature: int,
-    tables: dict[str, TokenStats],
-    text_of: Callable[[Sequence[int]], list[str]],
-    covered: float = 0.9,
-    most: int = 10,
+    tables: dict[str, TokenStats],  # by "on", "behind" and "before"
+    text_of: TextOf,
+    covered: float = 0.9,  # share of firing after which no more tokens are added
+    most: int = 10,  # tokens
 ) -> Rule:
-    """The rule that tells most about a feature:
+    """The rule that tells most about a feature."""
 
-    tokens of a lift above 2 until they cover most of its firing; the firing token itself is
-    preferred.
-    """
-    where = max(tables, key=lambda name: tables[name].bits[feature] * (1.25 if name == "on" else 1))
-    chosen, share, table = [], 0.0, tables[where]
-    for i in range(table.start[feature], table.start[feature + 1]):
-        if len(chosen) >= most or share >= covered or (len(chosen) >= 1 and table.lift[i] <= 2):
+    def bits(where: str) -> float:
+        preference = 1.25 if where == "on" else 1
+        return tables[where].bits[feature] * preference
+
+    where = max(tables, key=bits)
+    table = tables[where]
+    tokens: list[int] = []
+    share = 0.0
+    for pair in range(table.start[feature], table.start[feature + 1]):
+        is_enough = len(tokens) >= most or share >= covered
+        if is_enough or (tokens and table.lift[pair] <= 2):
             break
-        chosen.append(int(table.token[i]))
-        share += table.share[i]
-    return Rule(where, tuple(chosen), tuple(text_of(chosen)))
+        tokens.append(int(table.token[pair]))
+        share += table.share[pair]
+    return Rule(where, tuple(tokens), tuple(text_of(tokens)))

@@ -5,102 +5,102 @@
 # %% ../../nbs/interpreter/05_token_stats.ipynb #2bda0174
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
+
+import numpy as np
+
 from .contexts import ContextTable, PairCounts
 from .evidence import Evidence
 from ..models.language_model import LanguageModel
 
 # %% auto #0
-__all__ = ['TokenStats', 'token_stats', 'TokenTexts', 'context_at']
-
-# %% ../../nbs/interpreter/05_token_stats.ipynb #b7f1c56b
-@dataclass(frozen=True)
-class TokenStats:
-    """For every feature the tokens that tell of it."""
-
-    feature: np.ndarray  # [pairs] ascending; within a feature the most telling token first
-    token: np.ndarray  # [pairs]
-    count: np.ndarray  # [pairs] how often the pair was seen
-    share: np.ndarray  # [pairs] of the feature's firing
-    lift: np.ndarray  # [pairs]
-    # [d_hidden] what firing tells about the token, shrunk by n/(n + 20) for the few firings that
-    # some features have
-    bits: np.ndarray
-    start: np.ndarray  # [d_hidden + 1] where each feature's pairs begin
-
-    def of(self, feature: int) -> list[tuple[int, int, float]]:
-        """(token, times, lift) of one feature."""
-        part = slice(self.start[feature], self.start[feature + 1])
-        return list(
-            zip(self.token[part].tolist(), self.count[part].tolist(), self.lift[part].tolist())
-        )
-
-# %% ../../nbs/interpreter/05_token_stats.ipynb #8ae9c947
-def token_stats(
-    pairs: PairCounts, evidence: Evidence, most: int = 20, smallest: int = 2, shrink: float = 20.0
-) -> TokenStats:
-    """The `most` tokens that tell most of every feature.
-
-    Pairs seen less than `smallest` times count for the bits alone, unless a feature fires no
-    oftener.
-    """
-    feature, token, count = pairs.table()
-    active, base = evidence.active.numpy(), evidence.token_count.numpy() / max(evidence.tokens, 1)
-    share = count / np.maximum(active[feature], 1)
-    # a neighbour may be a token that never counts, such as a separator
-    known = (token < len(base)) & (np.append(base, 0)[np.minimum(token, len(base))] > 0)
-    lift = np.where(
-        known, share / np.where(known, np.append(base, 0)[np.minimum(token, len(base))], 1), 1.0
-    )
-    weight = share * np.log2(np.maximum(lift, 1e-12))
-    bits = (
-        np.bincount(feature, weight, minlength=len(active))
-        * active
-        / np.maximum(active + shrink, 1)
-    )
-    fit = (count >= np.minimum(smallest, active[feature])) & known
-    order = np.flatnonzero(fit)[np.lexsort((token[fit], -weight[fit], feature[fit]))]
-    first = np.searchsorted(feature[order], feature[order])
-    order = order[np.arange(len(order)) - first < most]
-    return TokenStats(
-        feature[order],
-        token[order],
-        count[order],
-        share[order],
-        lift[order],
-        bits,
-        np.searchsorted(feature[order], np.arange(len(active) + 1)),
-    )
+__all__ = ['TokenTexts', 'TokenStats', 'token_stats', 'context_at']
 
 # %% ../../nbs/interpreter/05_token_stats.ipynb #2b56e3bd
 class TokenTexts:
     """The texts of tokens, each looked up once."""
 
     def __init__(self, model: LanguageModel):
-        self.model, self.known = model, {}
+        self.model = model
+        self.known: dict[int, str] = {}
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
-        if new := [i for i in ids if i not in self.known]:
-            self.known.update(zip(new, self.model.token_text(new)))
-        return [self.known[i] for i in ids]
+        unknown = [token for token in ids if token not in self.known]
+        if unknown:
+            self.known.update(zip(unknown, self.model.token_text(unknown)))
+        return [self.known[token] for token in ids]
+
+# %% ../../nbs/interpreter/05_token_stats.ipynb #b7f1c56b
+@dataclass(frozen=True)
+class TokenStats:
+    """For every feature the tokens that tell most about it."""
+
+    feature: np.ndarray  # [pairs] ascending; within a feature the most telling token first
+    token: np.ndarray  # [pairs]
+    count: np.ndarray  # [pairs] how often the pair was seen
+    share: np.ndarray  # [pairs] of the feature's firing
+    lift: np.ndarray  # [pairs]
+    bits: np.ndarray  # [d_hidden] what firing tells about the token, shrunk for rare features
+    start: np.ndarray  # [d_hidden + 1] where each feature's pairs begin
+
+    def of(self, feature: int) -> list[tuple[int, int, float]]:
+        """(token, count, lift) of one feature."""
+        part = slice(self.start[feature], self.start[feature + 1])
+        columns = (self.token[part], self.count[part], self.lift[part])
+        return list(zip(*(column.tolist() for column in columns)))
+
+
+def token_stats(
+    pairs: PairCounts,
+    evidence: Evidence,
+    most: int = 20,  # tokens kept of each feature
+    smallest: int = 2,  # rarer pairs count for the bits alone, unless the feature fires no oftener
+    shrink: float = 20.0,  # firings at which bits are halved
+) -> TokenStats:
+    """The tokens that tell most about every feature."""
+    feature, token, count = pairs.table()  # [pairs]
+    active = evidence.active.numpy()  # [d_hidden]
+    share = count / np.maximum(active[feature], 1)
+    base = _base_rate(token, evidence)
+    is_known = base > 0
+    lift = np.where(is_known, share / np.where(is_known, base, 1), 1.0)
+    weight = share * np.log2(np.maximum(lift, 1e-12))
+    total_bits = np.bincount(feature, weight, minlength=len(active))
+    bits = total_bits * active / np.maximum(active + shrink, 1)
+    is_shown = (count >= np.minimum(smallest, active[feature])) & is_known
+    shown = np.flatnonzero(is_shown)
+    order = shown[np.lexsort((token[shown], -weight[shown], feature[shown]))]
+    first_of_feature = np.searchsorted(feature[order], feature[order])
+    order = order[np.arange(len(order)) - first_of_feature < most]
+    return TokenStats(
+        feature=feature[order],
+        token=token[order],
+        count=count[order],
+        share=share[order],
+        lift=lift[order],
+        bits=bits,
+        start=np.searchsorted(feature[order], np.arange(len(active) + 1)),
+    )
+
+
+def _base_rate(token: np.ndarray, evidence: Evidence) -> np.ndarray:
+    """How often each token occurs at all, as a share `[pairs]`; zero for one that never counted."""
+    rates = evidence.token_count.numpy() / max(evidence.tokens, 1)
+    rates = np.append(rates, 0)
+    return rates[np.minimum(token, len(rates) - 1)]
 
 # %% ../../nbs/interpreter/05_token_stats.ipynb #d86f7a32
 def context_at(
     evidence: Evidence, table: ContextTable, feature: int, rank: int
 ) -> tuple[list[int], list[float], int]:
-    """One context of a table:
-
-    token ids, activations on them, and which of them the context is about.
-    """
-    piece, at, around = (
-        evidence.pieces[int(table.piece[feature, rank])],
-        int(table.position[feature, rank]),
-        evidence.config.around,
-    )
-    low, high = max(1, at - around), min(len(piece.ids), at + around + 1)
-    values = table.window[feature, rank, low - at + around : high - at + around].tolist()
-    # windows are kept in bf16, this one exactly
+    """One context of a table: token ids, activations on them, and the index of its token."""
+    piece = evidence.pieces[int(table.piece[feature, rank])]
+    at = int(table.position[feature, rank])
+    around = evidence.config.around
+    low = max(1, at - around)
+    high = min(len(piece.ids), at + around + 1)
+    window = table.window[feature, rank, low - at + around : high - at + around]
+    values = window.tolist()
     values[at - low] = float(table.value[feature, rank])
     return piece.ids[low:high], values, at - low
