@@ -5,54 +5,82 @@
 # %% ../../nbs/analysis/04_labels.ipynb #de4f16bf
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pandas as pd
-from typing import Any, Iterable, Sequence
-from .sources import Activations, activations, LoadedSource
+
+from .sources import Activations, LoadedSource, activations
 from ..core.errors import InputError
 from ..core.statistics import wilson
 from ..loaders.prompts import Prompt
-from ..saes.families import feature_link, parse_source, REGISTRY
+from ..saes.families import REGISTRY, feature_link, parse_source
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['LABEL_COLUMNS', 'permutation_p', 'false_discovery', 'contrast', 'corrected_and_ranked', 'label_groups',
-           'compare_labels', 'label_contrasts', 'compare_tables', 'plot_volcano', 'plot_rates']
+__all__ = ['Group', 'LABEL_COLUMNS', 'NEEDED_COLUMNS', 'GREY', 'VERMILION', 'KEYS', 'permutation_p', 'false_discovery',
+           'label_groups', 'contrast', 'corrected_and_ranked', 'label_contrasts', 'compare_labels', 'compare_tables',
+           'plot_volcano', 'plot_rates']
 
 # %% ../../nbs/analysis/04_labels.ipynb #fb186b93
 def permutation_p(
     active: np.ndarray,  # [features] active prompts of one group
-    active_rest: np.ndarray,  # [features] and of all others
-    n: int,
-    n_rest: int,  # prompts of the group, and of all others
+    active_rest: np.ndarray,  # [features] active prompts of all others
+    n: int,  # prompts of the group
+    n_rest: int,  # all others
 ) -> np.ndarray:
-    """The exact two-sided p-value of every feature:
+    """The exact two-sided p-value of every feature, `[features]`.
 
-    the share of all dealings that are no likelier than the one seen.
+    It is the probability of all dealings that are no likelier than the one seen (Fisher 1935).
     """
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + n_rest + 1)))])
 
-    def ways(total: int, chosen: np.ndarray) -> np.ndarray:
+    def log_ways(total: int, chosen: np.ndarray) -> np.ndarray:
         return log_factorial[total] - log_factorial[chosen] - log_factorial[total - chosen]
 
-    found, together = np.ones(len(active)), active + active_rest
+    p = np.ones(len(active))
+    together = active + active_rest
     for both in np.unique(together):
         possible = np.arange(max(0, both - n_rest), min(n, both) + 1)
-        chance = np.exp(
-            ways(n, possible) + ways(n_rest, both - possible) - ways(n + n_rest, np.array([both]))
-        )
-        table = np.array([chance[chance <= each * (1 + 1e-7)].sum() for each in chance])
+        log_chance = log_ways(n, possible) + log_ways(n_rest, both - possible)
+        chance = np.exp(log_chance - log_ways(n + n_rest, np.array([both])))
+        table = np.array([chance[chance <= seen * (1 + 1e-7)].sum() for seen in chance])
         at = together == both
-        found[at] = table[active[at] - possible[0]]
-    return np.minimum(found, 1.0)
+        p[at] = table[active[at] - possible[0]]
+    return np.minimum(p, 1.0)
 
 # %% ../../nbs/analysis/04_labels.ipynb #67b220e7
 def false_discovery(p: np.ndarray) -> np.ndarray:
-    """Benjamini and Hochberg's q-values of p-values."""
+    """Benjamini and Hochberg's q-values of p-values, `[tests]`."""
     order = np.argsort(p)
     scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    from_the_end = np.minimum.accumulate(scaled[::-1])[::-1]
     q = np.empty(len(p))
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    q[order] = np.minimum(from_the_end, 1.0)
     return q
+
+# %% ../../nbs/analysis/04_labels.ipynb #c600db89
+Group = tuple[str, str, np.ndarray]  # label, name of the others, which prompts have the label
+
+
+def label_groups(labels: Sequence[str]) -> list[Group]:
+    """Which contrasts to look at: (label, name of the others, which prompts have the label).
+
+    Raises `InputError` if all labels are the same.
+    """
+    names = sorted(set(labels))
+    if len(names) < 2:
+        raise InputError(
+            f"all prompts have the label {names[0]!r}; to compare labels, give prompts of at"
+            " least two"
+        )
+    label_of = np.asarray(labels)
+    if len(names) == 2:
+        return [(names[0], names[1], label_of == names[0])]
+    return [(name, "all others", label_of == name) for name in names]
 
 # %% ../../nbs/analysis/04_labels.ipynb #79aecea9
 LABEL_COLUMNS = [
@@ -83,25 +111,29 @@ LABEL_COLUMNS = [
 
 
 def contrast(
-    ids: np.ndarray, active: np.ndarray, active_rest: np.ndarray, n: int, n_rest: int, **more: Any
+    ids: np.ndarray,  # [features]
+    active: np.ndarray,  # [features] prompts of the group on which each fires
+    active_rest: np.ndarray,  # [features] other prompts on which each fires
+    n: int,  # prompts of the group
+    n_rest: int,  # other prompts
+    **more: Any,  # further columns
 ) -> pd.DataFrame:
-    """One row per feature:
-
-    how often it fires in a group of `n` prompts and in the `n_rest` others; no q yet.
-    """
-    rate, rest = active / n, active_rest / n_rest
-    (low, high), (rest_low, rest_high) = wilson(active, n), wilson(active_rest, n_rest)
+    """One row a feature: how often it fires in a group of prompts and in the others; no q yet."""
+    rate = active / n
+    rate_rest = active_rest / n_rest
+    low, high = wilson(active, n)
+    rest_low, rest_high = wilson(active_rest, n_rest)
     return pd.DataFrame(
         {
             "feature_id": ids,
             "rate": rate,
             "rate_low": low,
             "rate_high": high,
-            "rate_rest": rest,
+            "rate_rest": rate_rest,
             "rest_low": rest_low,
             "rest_high": rest_high,
-            "difference": rate - rest,
-            "effect": 2 * np.arcsin(np.sqrt(rate)) - 2 * np.arcsin(np.sqrt(rest)),
+            "difference": rate - rate_rest,
+            "effect": 2 * np.arcsin(np.sqrt(rate)) - 2 * np.arcsin(np.sqrt(rate_rest)),
             "active": active,
             "active_rest": active_rest,
             "prompts": n,
@@ -114,275 +146,274 @@ def contrast(
 
 # %% ../../nbs/analysis/04_labels.ipynb #409da8f7
 def corrected_and_ranked(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """All contrasts in one table, corrected together, the surest first."""
-    table = pd.concat([each for each in tables if len(each)] or tables[:1], ignore_index=True)
+    """All contrasts in one table with q-values, the surest first."""
+    full = [table for table in tables if len(table)] or tables[:1]
+    table = pd.concat(full, ignore_index=True)
     table["q"] = false_discovery(table.p.to_numpy())
-    return table.sort_values(
-        ["p", "difference"],
-        key=lambda column: -column.abs() if column.name == "difference" else column,
-        kind="stable",
-        ignore_index=True,
-    )[LABEL_COLUMNS]
-
-# %% ../../nbs/analysis/04_labels.ipynb #c600db89
-def label_groups(labels: Sequence[str]) -> list[tuple[str, str, np.ndarray]]:
-    """Which contrasts to look at: (label, name of the others, which prompts have the label)."""
-    names, labels = sorted(set(labels)), np.asarray(labels)
-    if len(names) < 2:
-        raise InputError(
-            f"all prompts have the label {names[0]!r}; to compare labels, give prompts of at"
-            " least two"
-        )
-    return [
-        (name, names[1] if len(names) == 2 else "all others", labels == name)
-        for name in (names[:1] if len(names) == 2 else names)
-    ]
-
-# %% ../../nbs/analysis/04_labels.ipynb #fe70a9ec
-def compare_labels(
-    sources: Sequence[LoadedSource],
-    prompts: Sequence[Prompt],
-    activation_threshold: float = 0.01,  # a feature is active above this
-    # `tokens`, `batch_size` and others of `activations`
-    **kwargs: Any,
-) -> pd.DataFrame:
-    """For every feature that fires at all, at every token type:
-
-    how often on each label, with intervals, effect size, exact p and corrected q.
-    """
-    if not all(isinstance(prompt, Prompt) for prompt in prompts):
-        raise InputError("comparing labels takes prompts with labels: Prompt(content, label)")
-    return corrected_and_ranked(
-        label_contrasts(activations(sources, prompts, **kwargs), prompts, activation_threshold)
-    )
+    order = np.lexsort((-table.difference.abs(), table.p))
+    return table.iloc[order].reset_index(drop=True)[LABEL_COLUMNS]
 
 # %% ../../nbs/analysis/04_labels.ipynb #09245e54
 def label_contrasts(
     found: Iterable[Activations], prompts: Sequence[Prompt], activation_threshold: float = 0.01
 ) -> list[pd.DataFrame]:
     """The contrasts of every source and token type, before they are corrected together."""
-    groups, tables = label_groups([prompt.label for prompt in prompts]), []
-    for each in found:
-        for ids, latents in each.chunks():
-            alive = (latents > activation_threshold).any(0)
-            tables += _contrasts(
-                ids[alive].numpy(), latents[:, alive].numpy(), activation_threshold, groups, each
+    groups = label_groups([prompt.label for prompt in prompts])
+    tables = []
+    for seen in found:
+        for ids, latents in seen.chunks():
+            is_active = latents > activation_threshold  # [prompts, ids]
+            fires = is_active.any(0)
+            chosen = ids[fires].numpy()
+            tables += _group_contrasts(
+                chosen, latents[:, fires].numpy(), is_active[:, fires].numpy(), groups, seen
             )
     return tables
 
-# %% ../../nbs/analysis/04_labels.ipynb #4c1981ac
-def _contrasts(
+
+def _group_contrasts(
     ids: np.ndarray,
-    latents: np.ndarray,
-    activation_threshold: float,
-    groups: list[tuple[str, str, np.ndarray]],
-    found: Any,
+    latents: np.ndarray,  # [prompts, ids]
+    is_active: np.ndarray,  # [prompts, ids]
+    groups: list[Group],
+    seen: Activations,
 ) -> list[pd.DataFrame]:
-    active = latents > activation_threshold
-    links = [feature_link(found.source, int(i)) for i in ids]
-    return [
-        contrast(
+    links = [feature_link(seen.source, int(feature)) for feature in ids]
+    tables = []
+    for label, rest, has_label in groups:
+        table = contrast(
             ids,
-            active[of].sum(0),
-            active[~of].sum(0),
-            int(of.sum()),
-            int((~of).sum()),
+            is_active[has_label].sum(0),
+            is_active[~has_label].sum(0),
+            int(has_label.sum()),
+            int((~has_label).sum()),
             label=label,
             rest=rest,
-            mean=latents[of].mean(0),
-            mean_rest=latents[~of].mean(0),
-            source=found.source.name,
-            token=found.token,
+            mean=latents[has_label].mean(0),
+            mean_rest=latents[~has_label].mean(0),
+            source=seen.source.name,
+            token=seen.token,
             link=links,
         )
-        for label, rest, of in groups
-    ]
+        tables.append(table)
+    return tables
+
+
+def compare_labels(
+    sources: Sequence[LoadedSource],
+    prompts: Sequence[Prompt],
+    activation_threshold: float = 0.01,  # a feature is active above this
+    **kwargs: Any,  # for `activations`: tokens, batch_size, max_length
+) -> pd.DataFrame:
+    """Compare how often every feature fires on prompts of each label.
+
+    Returns a table with `LABEL_COLUMNS`, the surest first: shares with 95% intervals, effect size,
+    exact p and corrected q, for every feature that fires at all, at every token type. Raises
+    `InputError` if all prompts have one label.
+    """
+    if not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise InputError("comparing labels takes prompts with labels: Prompt(content, label)")
+    seen = activations(sources, prompts, **kwargs)
+    return corrected_and_ranked(label_contrasts(seen, prompts, activation_threshold))
 
 # %% ../../nbs/analysis/04_labels.ipynb #45a220d6
-# two or more tables with the columns of specific results, by name
-def compare_tables(
-    tables: dict[str, pd.DataFrame], activation_threshold: float = 0.01
-) -> pd.DataFrame:
-    """The statistics of `compare_labels` for features that all of the tables have:
+NEEDED_COLUMNS = ("feature_id", "source", "token", "activation")
 
-    each table against the others.
+
+def compare_tables(
+    tables: dict[str, pd.DataFrame],  # two or more tables of specific results, by name
+    activation_threshold: float = 0.01,  # a feature is active above this
+) -> pd.DataFrame:
+    """The statistics of `compare_labels` for features that all tables have, each against the others.
+
+    Raises `InputError` for tables that lack a column or have no feature in common.
     """
-    if len(tables) < 2:
-        raise InputError("give at least two tables to compare")
+    _check_tables(tables)
+    sources = [set(table.source) for table in tables.values()]
+    by_source = bool(set.intersection(*sources))
+    counted = {}
     for name, table in tables.items():
-        if lost := [
-            column
-            for column in ("feature_id", "source", "token", "activation")
-            if column not in table
-        ]:
-            raise InputError(
-                f"table {name!r} lacks the column {', '.join(lost)}; compare tables of specific"
-                " results"
-            )
-    by_source, counted = (
-        bool(set.intersection(*(set(table.source) for table in tables.values()))),
-        {},
-    )
-    for name, table in tables.items():
-        parsed = {source: parse_source(source)[0] for source in table.source.unique()}
-        place = {
-            source: about.name if by_source else about.layer for source, about in parsed.items()
-        }
-        if not by_source and len({about.name for about in parsed.values()}) > len(
-            set(place.values())
-        ):
-            raise InputError(
-                f"table {name!r} has several SAEs of one layer ({', '.join(sorted(parsed))}); keep"
-                " those of one model and trainer before comparing"
-            )
-        grouped = table.assign(
-            place=table.source.map(place), on=table.activation > activation_threshold
-        ).groupby(["feature_id", "place", "token"])
-        counted[name] = grouped.agg(
+        place = _places(name, table, by_source)
+        is_active = table.activation > activation_threshold
+        grouped = table.assign(place=table.source.map(place), on=is_active)
+        counted[name] = grouped.groupby(["feature_id", "place", "token"]).agg(
             active=("on", "sum"),
             prompts=("on", "size"),
             mean=("activation", "mean"),
             source=("source", "first"),
         )
-    shared = sorted(set.intersection(*(set(each.index) for each in counted.values())))
+    shared = sorted(set.intersection(*(set(counts.index) for counts in counted.values())))
     if not shared:
         raise InputError("the tables have no feature in common at the same layer and token type")
-    counted = {name: each.loc[shared] for name, each in counted.items()}
-    names = list(tables)
-    pairs = (
-        [(names[0], names[1], [names[1]])]
-        if len(names) == 2
-        else [(name, "all others", [other for other in names if other != name]) for name in names]
-    )
-    return corrected_and_ranked(
-        [
-            each
-            for name, rest, others in pairs
-            for each in _table_contrasts(counted, name, rest, others)
-        ]
-    )
+    counted = {name: counts.loc[shared] for name, counts in counted.items()}
+    contrasts = []
+    for name, rest, others in _pairs(list(tables)):
+        contrasts += _table_contrasts(counted, name, rest, others)
+    return corrected_and_ranked(contrasts)
 
-# %% ../../nbs/analysis/04_labels.ipynb #a15df478
+
+def _check_tables(tables: dict[str, pd.DataFrame]) -> None:
+    if len(tables) < 2:
+        raise InputError("give at least two tables to compare")
+    for name, table in tables.items():
+        missing = [column for column in NEEDED_COLUMNS if column not in table]
+        if missing:
+            raise InputError(
+                f"table {name!r} lacks the column {', '.join(missing)}; compare tables of specific"
+                " results"
+            )
+
+
+def _places(name: str, table: pd.DataFrame, by_source: bool) -> dict[str, str | int]:
+    """Under what the features of each source are matched: its name, or its layer."""
+    parsed = {source: parse_source(source)[0] for source in table.source.unique()}
+    if by_source:
+        return {text: source.name for text, source in parsed.items()}
+    places: dict[str, str | int] = {text: source.layer for text, source in parsed.items()}
+    saes = {source.name for source in parsed.values()}
+    if len(saes) > len(set(places.values())):
+        raise InputError(
+            f"table {name!r} has several SAEs of one layer ({', '.join(sorted(parsed))}); keep"
+            " those of one model and trainer before comparing"
+        )
+    return places
+
+
+def _pairs(names: list[str]) -> list[tuple[str, str, list[str]]]:
+    """Which tables are compared: a name, what the others are called, and the others."""
+    if len(names) == 2:
+        return [(names[0], names[1], [names[1]])]
+    pairs = []
+    for name in names:
+        pairs.append((name, "all others", [other for other in names if other != name]))
+    return pairs
+
+
 def _table_contrasts(
     counted: dict[str, pd.DataFrame], name: str, rest: str, others: list[str]
 ) -> list[pd.DataFrame]:
-    """Features are put together by how many prompts they were tried on."""
-    one, many = counted[name], sum(counted[other][["active", "prompts"]] for other in others)
-    mean_rest = (
-        sum(counted[other]["mean"] * counted[other].prompts for other in others) / many.prompts
-    )
-    found = []
-    for (n, n_rest), at in one.groupby([one.prompts, many.prompts]).groups.items():
-        part, ids = one.loc[at], at.get_level_values("feature_id").to_numpy()
-        links = [
-            feature_link(about, int(i)) if about.model in REGISTRY else ""
-            for about, i in zip((parse_source(source)[0] for source in part.source), ids)
-        ]
-        found.append(
-            contrast(
-                ids,
-                part.active.to_numpy(),
-                many.active.loc[at].to_numpy(),
-                int(n),
-                int(n_rest),
-                label=name,
-                rest=rest,
-                mean=part["mean"].to_numpy(),
-                mean_rest=mean_rest.loc[at].to_numpy(),
-                source=part.source.to_numpy(),
-                token=at.get_level_values("token"),
-                link=links,
-            )
+    """Contrasts of one table with others; features tried on as many prompts are done together."""
+    group = counted[name]
+    rest_counts = sum(counted[other][["active", "prompts"]] for other in others)
+    rest_total = sum(counted[other]["mean"] * counted[other].prompts for other in others)
+    mean_rest = rest_total / rest_counts.prompts
+    tables = []
+    for (n, n_rest), at in group.groupby([group.prompts, rest_counts.prompts]).groups.items():
+        part = group.loc[at]
+        ids = at.get_level_values("feature_id").to_numpy()
+        table = contrast(
+            ids,
+            part.active.to_numpy(),
+            rest_counts.active.loc[at].to_numpy(),
+            int(n),
+            int(n_rest),
+            label=name,
+            rest=rest,
+            mean=part["mean"].to_numpy(),
+            mean_rest=mean_rest.loc[at].to_numpy(),
+            source=part.source.to_numpy(),
+            token=at.get_level_values("token"),
+            link=_links(part.source, ids),
         )
-    return found
+        tables.append(table)
+    return tables
+
+
+def _links(sources: pd.Series, ids: np.ndarray) -> list[str]:
+    """Links of features, empty for families that are not known here."""
+    links = []
+    for text, feature in zip(sources, ids):
+        source, _ = parse_source(text)
+        is_known = source.model in REGISTRY
+        links.append(feature_link(source, int(feature)) if is_known else "")
+    return links
 
 # %% ../../nbs/analysis/04_labels.ipynb #45711a67
-def plot_volcano(compared: pd.DataFrame, q: float = 0.05, ax: Any = None, names: int = 5) -> Any:
-    """Difference of shares against p of every feature.
+GREY = "0.7"
+VERMILION = "#d55e00"
 
-    Those with a small q stand out, and the surest are named.
-    """
+
+def plot_volcano(
+    compared: pd.DataFrame, q: float = 0.05, ax: Axes | None = None, names: int = 5
+) -> Axes:
+    """Plot the difference of firing rates against p, with the features below `q` marked."""
     import matplotlib.pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(6, 4))[1]
-    height, sure = -np.log10(compared.p.clip(lower=1e-300)), compared.q < q
-    ax.scatter(
-        compared.difference[~sure],
-        height[~sure],
-        s=10,
-        color="0.7",
-        label=f"q ≥ {q:g} ({(~sure).sum():,})",
-        rasterized=True,
-    )
-    ax.scatter(
-        compared.difference[sure],
-        height[sure],
-        s=16,
-        color="#d55e00",
-        label=f"q < {q:g} ({sure.sum():,})",
-        rasterized=True,
-    )
-    first = compared[sure].drop_duplicates("feature_id").head(names)
-    for row, at in zip(first.itertuples(), height[first.index]):
-        right = row.difference < 0.7  # else the name would leave the picture
-        ax.annotate(
-            str(row.feature_id),
-            (row.difference, at),
-            xytext=(4 if right else -4, 3),
-            textcoords="offset points",
-            fontsize=8,
-            ha="left" if right else "right",
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 4))
+    height = -np.log10(compared.p.clip(lower=1e-300))
+    is_sure = compared.q < q
+    kinds = [(~is_sure, 10, GREY, f"q ≥ {q:g}"), (is_sure, 16, VERMILION, f"q < {q:g}")]
+    for chosen, size, color, name in kinds:
+        ax.scatter(
+            compared.difference[chosen],
+            height[chosen],
+            s=size,
+            color=color,
+            label=f"{name} ({chosen.sum():,})",
+            rasterized=True,
         )
-    pair = (
-        f"{compared.label.iloc[0]} − {compared.rest.iloc[0]}"
-        if compared.label.nunique() == 1
-        else "the label − all others"
-    )
+    named = compared[is_sure].drop_duplicates("feature_id").head(names)
+    _name_points(ax, named, height)
+    pair = "the label − all others"
+    if compared.label.nunique() == 1:
+        pair = f"{compared.label.iloc[0]} − {compared.rest.iloc[0]}"
     ax.set(xlabel=f"difference of firing rates, {pair}", ylabel="−log₁₀ p", xlim=(-1.05, 1.05))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     return ax
 
+
+def _name_points(ax: Axes, named: pd.DataFrame, height: pd.Series) -> None:
+    """Write feature numbers beside points, on the side where there is room."""
+    for row, at in zip(named.itertuples(), height[named.index]):
+        has_room = row.difference < 0.7
+        ax.annotate(
+            str(row.feature_id),
+            (row.difference, at),
+            xytext=(4 if has_room else -4, 3),
+            textcoords="offset points",
+            fontsize=8,
+            ha="left" if has_room else "right",
+        )
+
 # %% ../../nbs/analysis/04_labels.ipynb #80421fbb
-def plot_rates(compared: pd.DataFrame, features: int = 12, ax: Any = None) -> Any:
-    """Firing rates of the surest features on each label, as a heat map."""
+KEYS = ["feature_id", "source", "token"]
+
+
+def plot_rates(compared: pd.DataFrame, features: int = 12, ax: Axes | None = None) -> Axes:
+    """Plot firing rates of the surest features on each label as a heat map."""
     import matplotlib.pyplot as plt
 
-    two = compared.label.nunique() == 1
-    keys = compared.drop_duplicates(["feature_id", "source", "token"]).head(features)[
-        ["feature_id", "source", "token"]
-    ]
-    rows = keys.merge(compared, on=["feature_id", "source", "token"])
-    rates = rows.pivot_table(
-        index=["feature_id", "source", "token"], columns="label", values="rate", sort=False
-    ).reindex(pd.MultiIndex.from_frame(keys))
-    if two:
-        rates[compared.rest.iloc[0]] = rows.set_index(["feature_id", "source", "token"]).rate_rest
-    ax = (
-        ax
-        or plt.subplots(
-            figsize=(1.6 + 1.1 * rates.shape[1], 0.8 + 0.3 * len(rates)), layout="constrained"
-        )[1]
-    )
+    rates = _rates(compared, features)  # [features, labels]
+    if ax is None:
+        size = (1.6 + 1.1 * rates.shape[1], 0.8 + 0.3 * len(rates))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
     image = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    several = compared.source.nunique() > 1
-    ax.set(
-        xticks=range(rates.shape[1]),
-        xticklabels=rates.columns,
-        yticks=range(len(rates)),
-        yticklabels=[
-            f"{i}, {token}" + (f", {source}" if several else "") for i, source, token in rates.index
-        ],
-    )
+    ax.set_xticks(range(rates.shape[1]), rates.columns)
+    ax.set_yticks(range(len(rates)), _row_names(rates.index))
     for (row, column), rate in np.ndenumerate(rates.to_numpy()):
-        ax.text(
-            column,
-            row,
-            f"{rate:.0%}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if rate > 0.6 else "black",
-        )
+        color = "white" if rate > 0.6 else "black"
+        ax.text(column, row, f"{rate:.0%}", ha="center", va="center", fontsize=8, color=color)
     ax.figure.colorbar(image, ax=ax, label="share of prompts on which it fires")
     return ax
+
+
+def _rates(compared: pd.DataFrame, features: int) -> pd.DataFrame:
+    """Firing rates of the surest features, one column a label."""
+    surest = compared.drop_duplicates(KEYS).head(features)[KEYS]
+    rows = surest.merge(compared, on=KEYS)
+    rates = rows.pivot_table(index=KEYS, columns="label", values="rate", sort=False)
+    rates = rates.reindex(pd.MultiIndex.from_frame(surest))
+    if compared.label.nunique() == 1:
+        rates[compared.rest.iloc[0]] = rows.set_index(KEYS).rate_rest
+    return rates
+
+
+def _row_names(index: pd.MultiIndex) -> list[str]:
+    """Feature and token type of each row, and its source where there are several."""
+    has_several = index.get_level_values("source").nunique() > 1
+    names = []
+    for feature, source, token in index:
+        names.append(f"{feature}, {token}, {source}" if has_several else f"{feature}, {token}")
+    return names

@@ -8,9 +8,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import pandas as pd
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
+
+import pandas as pd
+
 from .. import __version__
 from .sources import LoadedSource
 from ..core.errors import InputError
@@ -21,137 +24,143 @@ from ..models.language_model import LanguageModel
 from ..saes.families import parse_source
 
 # %% auto #0
-__all__ = ['write_table', 'result_manifest', 'add_descriptions', 'active_prompts_path', 'write_active_prompts']
-
-# %% ../../nbs/analysis/03_results.ipynb #40e9072c
-def write_table(table: pd.DataFrame, path: str | Path, facts: dict[str, Any]) -> Path:
-    """Writes a result table as CSV and `{name}.manifest.json` beside it."""
-    path = Path(path)
-    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    # else a lone \r ends a row
-    if "\r" in text:
-        text = table.to_csv(
-            index=False, float_format="%.6g", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
-        )
-    write_text(path, text)
-    write_json(path.with_name(f"{path.name}.manifest.json"), {**facts, "rows": len(table)})
-    return path
+__all__ = ['DESCRIPTION_COLUMNS', 'result_manifest', 'write_table', 'active_prompts_path', 'write_active_prompts',
+           'add_descriptions']
 
 # %% ../../nbs/analysis/03_results.ipynb #e3be511e
 def result_manifest(
     sources: Sequence[LoadedSource],
     prompts: Sequence[Prompt],
-    tokens: Sequence[str] | None = None,
-    **settings: Any,
+    tokens: Sequence[str] | None = None,  # token types; None: all that each template has
+    **settings: Any,  # such as thresholds
 ) -> dict[str, Any]:
-    """What made a result:
-
-    models and revisions, SAEs, templates, what was read of which prompts, thresholds.
-    """
-
-    def digest(text: str) -> str:
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def read(model: LanguageModel) -> dict[str, Any]:
-        chats = token_positions(model.tokenizer, prompts, tokens, model.context_length)
-        return {
-            "tokens read": {kind: sorted(set(texts)) for kind, texts in chats.texts.items()},
-            "prompts shortened": chats.shortened,
-            "prompts with special tokens": chats.marked,
+    """What made a result: models, SAEs, templates, what was read of which prompts, settings."""
+    described = {}
+    for loaded in sources:
+        model = loaded.model
+        described[loaded.name] = {
+            "model": model.name,
+            "revision": model.revision,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "d_hidden": loaded.sae.config.d_hidden,
+            "sae": loaded.sae.digest,
+            "template": _digest(str(model.tokenizer.chat_template)),
+            **_what_is_read(model, prompts, tokens),
         }
-
+    labels = pd.Series([prompt.label for prompt in prompts], dtype=str)
+    chats = [[prompt.chat, prompt.label] for prompt in prompts]
     return {
         "sae_analysis": __version__,
-        "sources": {
-            s.name: {
-                "model": s.model.name,
-                "revision": s.model.revision,
-                "dtype": str(s.model.dtype)[6:],
-                "d_hidden": s.sae.config.d_hidden,
-                "sae": s.sae.digest,
-                "template": digest(str(s.model.tokenizer.chat_template)),
-                **read(s.model),
-            }
-            for s in sources
-        },
+        "sources": described,
         "prompts": {
             "count": len(prompts),
-            "different": len({p.content for p in prompts}),
-            "labels": (
-                pd.Series([p.label for p in prompts], dtype=str).value_counts(sort=False).to_dict()
-            ),
-            "sha256": digest(json.dumps([[p.chat, p.label] for p in prompts])),
+            "different": len({prompt.content for prompt in prompts}),
+            "labels": labels.value_counts(sort=False).to_dict(),
+            "sha256": _digest(json.dumps(chats)),
         },
         **settings,
     }
 
-# %% ../../nbs/analysis/03_results.ipynb #31eebe5b
-def add_descriptions(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    """The table with `chat_desc`, `pt_desc` and `type` filled from a CSV that has them beside
-    `feature_id` and `source`; features that it does not name stay as they are.
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _what_is_read(
+    model: LanguageModel, prompts: Sequence[Prompt], tokens: Sequence[str] | None
+) -> dict[str, Any]:
+    chats = token_positions(model.tokenizer, prompts, tokens, model.context_length)
+    return {
+        "tokens read": {kind: sorted(set(texts)) for kind, texts in chats.texts.items()},
+        "prompts shortened": chats.shortened,
+        "prompts with special tokens": chats.marked,
+    }
+
+# %% ../../nbs/analysis/03_results.ipynb #40e9072c
+def write_table(table: pd.DataFrame, path: str | Path, facts: dict[str, Any]) -> Path:
+    """Write a result table as CSV, and its manifest as `{name}.manifest.json` beside it.
+
+    `facts` is what `result_manifest` gives. Returns the path.
     """
+    path = Path(path)
+    options: dict[str, Any] = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+    text = table.to_csv(**options)
+    if "\r" in text:
+        text = table.to_csv(quoting=csv.QUOTE_NONNUMERIC, **options)
+    write_text(path, text)
+    write_json(path.with_name(f"{path.name}.manifest.json"), {**facts, "rows": len(table)})
+    return path
+
+# %% ../../nbs/analysis/03_results.ipynb #9f658731
+def active_prompts_path(specific_output: str | Path) -> Path:
+    """Where the record of active prompts is: `{csv_basename}_activeprompts.jsonl` beside the CSV."""
+    path = Path(specific_output)
+    return path.with_name(f"{path.stem}_activeprompts.jsonl")
+
+
+def write_active_prompts(
+    specific: pd.DataFrame,
+    path: str | Path,
+    activation_threshold: float = 0.01,  # a feature is active above this
+) -> Path:
+    """Write one JSON line for every prompt that activates a feature; replaces the file."""
+    active = specific[specific.activation > activation_threshold]
+    lines = [_active_prompt(row) + "\n" for row in active.itertuples()]
+    return write_text(path, "".join(lines))
+
+
+def _active_prompt(row: Any) -> str:
+    source, _ = parse_source(row.source)
+    record = {
+        "model": source.model,
+        "layer": source.layer,
+        "feature_id": int(row.feature_id),
+        "prompt": row.prompt,
+        "label": row.label,
+        "activation": float(f"{row.activation:.6g}"),
+        "token_type": row.token,
+    }
+    return json.dumps(record, ensure_ascii=False)
+
+# %% ../../nbs/analysis/03_results.ipynb #31eebe5b
+DESCRIPTION_COLUMNS = ("chat_desc", "pt_desc", "type")
+
+
+def add_descriptions(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """The table with `chat_desc`, `pt_desc` and `type` filled from a CSV.
+
+    The CSV has some of these columns beside `feature_id` and `source`. Raises `InputError` if it
+    cannot be read, lacks a column, or names no source.
+    """
+    known = _read_known(path)
+    given = [column for column in DESCRIPTION_COLUMNS if column in known]
+    names = []
+    for line, source in enumerate(known.source, start=2):
+        try:
+            names.append(parse_source(source)[0].name)
+        except InputError as error:
+            raise InputError(f"{path}:{line}: {error}") from None
+    by_feature = known.assign(source=names).drop_duplicates(["feature_id", "source"])
+    by_feature = by_feature.set_index(["feature_id", "source"])[given]
+    keys = pd.MultiIndex.from_arrays([table.feature_id.astype(str), table.source])
+    filled = table.copy()
+    for column in given:
+        new = by_feature[column].reindex(keys)
+        filled[column] = new.where(new.notna(), table[column].to_numpy()).to_numpy()
+    return filled
+
+
+def _read_known(path: str | Path) -> pd.DataFrame:
+    """A CSV of descriptions with all values as text; raises `InputError` if it lacks a column."""
     try:
         known = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a CSV of descriptions: {error}") from None
-    given = [column for column in ("chat_desc", "pt_desc", "type") if column in known]
-    if missing := [column for column in ("feature_id", "source") if column not in known] or (
-        [] if given else ["chat_desc, pt_desc or type"]
-    ):
+    missing = [column for column in ("feature_id", "source") if column not in known]
+    if not missing and not any(column in known for column in DESCRIPTION_COLUMNS):
+        missing = ["chat_desc, pt_desc or type"]
+    if missing:
         raise InputError(
             f"{path} lacks the column {' and '.join(missing)}; it has {', '.join(known.columns)}"
         )
-
-    def name_of(line: int, source: str) -> str:
-        try:
-            return parse_source(source)[0].name
-        except InputError as error:
-            raise InputError(f"{path}:{line}: {error}") from None
-
-    known["source"] = [name_of(line, source) for line, source in enumerate(known.source, start=2)]
-    found = known.drop_duplicates(["feature_id", "source"]).set_index(["feature_id", "source"])[
-        given
-    ]
-    keys, filled = (
-        pd.MultiIndex.from_arrays([table.feature_id.astype(str), table.source]),
-        table.copy(),
-    )
-    for column in given:
-        new = found[column].reindex(keys)
-        filled[column] = new.where(new.notna(), table[column].to_numpy()).to_numpy()
-    return filled
-
-# %% ../../nbs/analysis/03_results.ipynb #9f658731
-def active_prompts_path(specific_output: str | Path) -> Path:
-    """Where the record of active prompts lies:
-
-    `{csv_basename}_activeprompts.jsonl` beside the results.
-    """
-    return Path(specific_output).with_name(f"{Path(specific_output).stem}_activeprompts.jsonl")
-
-# %% ../../nbs/analysis/03_results.ipynb #7c4e001a
-def write_active_prompts(
-    specific: pd.DataFrame, path: str | Path, activation_threshold: float = 0.01
-) -> Path:
-    """One JSON line for every prompt that activates a feature above the threshold.
-
-    Replaces the file.
-    """
-    active = specific[specific.activation > activation_threshold]
-
-    def line(row: Any) -> str:
-        source = parse_source(row.source)[0]
-        return json.dumps(
-            {
-                "model": source.model,
-                "layer": source.layer,
-                "feature_id": int(row.feature_id),
-                "prompt": row.prompt,
-                "label": row.label,
-                "activation": float(f"{row.activation:.6g}"),
-                "token_type": row.token,
-            },
-            ensure_ascii=False,
-        )
-
-    return write_text(path, "".join(line(row) + "\n" for row in active.itertuples()))
+    return known

@@ -5,73 +5,73 @@
 # %% ../../nbs/analysis/00_sources.ipynb #bf4364ea
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import pandas as pd
 import torch
-from dataclasses import dataclass
 from torch import Tensor
-from typing import Any, Callable, Iterator, Sequence
+
 from ..core.errors import InputError, log
 from ..loaders.prompts import Prompt
 from ..models.chat import ChatPrompts, token_positions
-from ..models.reading import pad_right, ResidualReader
 from ..models.language_model import LanguageModel
-
-from ..saes.jumprelu import JumpReLUSAE
+from ..models.reading import ResidualReader, pad_right
 from ..saes.families import Source
-from ..saes.sae import check_same_layer
+from ..saes.sae import SAE, check_same_layer
 
 # %% auto #0
-__all__ = ['ShelvedSAE', 'opened_sae', 'LoadedSource', 'read_positions', 'Activations', 'encode_chats', 'activations',
+__all__ = ['Streams', 'ShelvedSAE', 'opened_sae', 'LoadedSource', 'encode_chats', 'read_positions', 'Activations', 'activations',
            'join_tables']
 
 # %% ../../nbs/analysis/00_sources.ipynb #bf610936
 class ShelvedSAE:
-    """An SAE that is in memory only while it is used.
+    """An SAE that is in memory only while it is used; what describes it is read once."""
 
-    What must be known of it beforehand is read once.
-    """
-
-    def __init__(self, load: Callable[[], JumpReLUSAE]):
+    def __init__(self, load: Callable[[], SAE]):
         sae = load()
-        self.load, self.config, self.metadata, self.digest, self._sae = (
-            load,
-            sae.config,
-            sae.metadata,
-            sae.digest,
-            None,
-        )
+        self.load = load
+        self.config = sae.config
+        self.metadata = sae.metadata
+        self.digest = sae.digest
+        self._sae: SAE | None = None
 
-    def open(self) -> JumpReLUSAE:
-        """The SAE, read from disk when it is not in memory."""
+    def open(self) -> SAE:
+        """The SAE, read from disk if it is not in memory."""
         if self._sae is None:
             self._sae = self.load()
         return self._sae
 
     def check_layer(self, layer: int) -> None:
-        """Raises `InputError` when the SAE was trained on another layer than `layer`."""
+        """Raise `InputError` if the SAE was trained on another layer than `layer`."""
         check_same_layer(self.metadata, layer)
 
     def close(self) -> None:
-        """Lets go of the weights."""
+        """Release the weights."""
         self._sae = None
 
     def __repr__(self) -> str:
         return f"ShelvedSAE({self.config.d_model} -> {self.config.d_hidden})"
 
-# %% ../../nbs/analysis/00_sources.ipynb #464dbebf
-def opened_sae(sae: JumpReLUSAE | ShelvedSAE) -> JumpReLUSAE:
+
+def opened_sae(sae: SAE | ShelvedSAE) -> SAE:
+    """The SAE itself, read from disk if it is on the shelf."""
     return sae.open() if isinstance(sae, ShelvedSAE) else sae
 
 # %% ../../nbs/analysis/00_sources.ipynb #1d579362
 @dataclass(frozen=True)
 class LoadedSource:
-    """An SAE and its language model, under the name that results carry."""
+    """An SAE and its language model, under the name that results carry.
+
+    Raises `InputError` if the SAE is of another layer or width.
+    """
 
     source: Source
     model: LanguageModel
-    sae: JumpReLUSAE | ShelvedSAE
+    sae: SAE | ShelvedSAE
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.model.check_layers([self.source.layer])
         self.sae.check_layer(self.source.layer)
         if self.sae.config.d_model != self.model.d_model:
@@ -82,18 +82,53 @@ class LoadedSource:
 
     @property
     def name(self) -> str:
+        """The source's name, such as `llama_trainer1_layer15`."""
         return self.source.name
 
     def __repr__(self) -> str:
         return f"LoadedSource({self.name}: {self.sae})"
 
+# %% ../../nbs/analysis/00_sources.ipynb #852a2418
+def encode_chats(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[str] | None = None,  # token types; None: all that the template has
+    max_length: int | None = None,  # longest prompt in tokens; None: what the model reads
+) -> ChatPrompts:
+    """The prompts as the model reads them, with a warning for those that were changed.
+
+    Raises `InputError` if there are none, or as `token_positions` does.
+    """
+    if not prompts:
+        raise InputError("there are no prompts to analyse")
+    limit = min(max_length or model.context_length, model.context_length)
+    chats = token_positions(model.tokenizer, prompts, tokens, limit)
+    if chats.shortened:
+        log.warning(
+            "%s prompts were longer than %s tokens; their messages were shortened: %s",
+            len(chats.shortened),
+            limit,
+            chats.shortened[:10],
+        )
+    if chats.marked:
+        log.warning(
+            "%s prompts contain special tokens of the chat template, which the model reads as"
+            " such: %s",
+            len(chats.marked),
+            chats.marked[:10],
+        )
+    return chats
+
 # %% ../../nbs/analysis/00_sources.ipynb #950653d5
+Streams = dict[tuple[int, str], Tensor]  # by layer and token type, [prompts, d_model]
+
+
 def read_positions(
     model: LanguageModel,
     chats: ChatPrompts,
     layers: Sequence[int],
     batch_size: int = 8,  # prompts in one forward pass
-) -> dict[tuple[int, str], Tensor]:
+) -> Streams:
     """For each (layer, token type) the stream `[prompts, d_model]` at that type's position."""
     from tqdm.auto import tqdm
 
@@ -101,7 +136,6 @@ def read_positions(
     keys = [(layer, kind) for layer in layers for kind in chats.positions]
     streams = {key: torch.empty(len(chats), model.d_model) for key in keys}
     reader = ResidualReader(model, batch_size)
-    # Prompts of similar length are read together, so that little is padding.
     by_length = sorted(range(len(chats)), key=lambda number: len(chats.input_ids[number]))
     description = f"reading {model.name}"
     with tqdm(total=len(chats), desc=description, unit=" prompts", disable=None) as bar:
@@ -116,8 +150,8 @@ def read_positions(
 
 def _read_prompts(
     reader: ResidualReader, chats: ChatPrompts, numbers: list[int], layers: Sequence[int]
-) -> dict[tuple[int, str], Tensor]:
-    """The rows of some prompts at every token type's position, `[prompts, d_model]`."""
+) -> Streams:
+    """The rows of some prompts at every token type's position."""
     sequences = [chats.input_ids[number] for number in numbers]
     input_ids, is_real = pad_right(sequences, reader.model.filling_id)
     prompt = torch.arange(len(numbers))
@@ -136,19 +170,16 @@ def _read_prompts(
 # %% ../../nbs/analysis/00_sources.ipynb #c50f6b31
 @dataclass(frozen=True)
 class Activations:
-    """What one source sees at one token type, for all prompts.
-
-    Latents are computed when they are asked for.
-    """
+    """What one source sees at one token type, for all prompts; latents are computed on demand."""
 
     source: Source
-    token: str
+    token: str  # token type
     stream: Tensor  # [prompts, d_model]
-    sae: JumpReLUSAE | ShelvedSAE
+    sae: SAE | ShelvedSAE
     device: Any = "cpu"  # where products are computed
 
-    def latents(self, ids: Sequence[int] | None = None) -> Tensor:
-        """`[prompts, len(ids)]`, or all of them, `[prompts, d_hidden]`."""
+    def latents(self, ids: Sequence[int] | Tensor | None = None) -> Tensor:
+        """`[prompts, len(ids)]`; all of them, `[prompts, d_hidden]`, if None."""
         if ids is None:
             ids = torch.arange(self.sae.config.d_hidden)
         return opened_sae(self.sae).latents(self.stream, ids, self.device)
@@ -162,68 +193,38 @@ class Activations:
         for ids in every.split(size):
             yield ids, self.latents(ids)
 
-# %% ../../nbs/analysis/00_sources.ipynb #852a2418
-def encode_chats(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    tokens: Sequence[str] | None = None,
-    max_length: int | None = None,
-) -> ChatPrompts:
-    """The prompts as the model reads them.
-
-    Says which were shortened, and which hold special tokens.
-    """
-    if not prompts:
-        raise InputError("there are no prompts to analyse")
-    limit = min(max_length or model.context_length, model.context_length)
-    chats = token_positions(model.tokenizer, prompts, tokens, limit)
-    if chats.shortened:
-        log.warning(
-            "%s prompts were longer than %s tokens; their messages were shortened: %s",
-            len(chats.shortened),
-            limit,
-            chats.shortened[:10],
-        )
-    if chats.marked:
-        log.warning(
-            "%s prompts hold special tokens of the chat template, which the model reads as"
-            " such: %s",
-            len(chats.marked),
-            chats.marked[:10],
-        )
-    return chats
-
 # %% ../../nbs/analysis/00_sources.ipynb #a88b2ea4
 @torch.no_grad()
 def activations(
     sources: Sequence[LoadedSource],
     prompts: Sequence[Prompt],
-    tokens: Sequence[str] | None = None,
-    batch_size: int = 8,
-    max_length: int | None = None,
+    tokens: Sequence[str] | None = None,  # token types; None: all that the template has
+    batch_size: int = 8,  # prompts in one forward pass
+    max_length: int | None = None,  # longest prompt in tokens; None: what the model reads
 ) -> Iterator[Activations]:
-    """Latents of every source at every token type its model's template has, in order.
+    """What every source sees at every token type, in order; one pass per model and prompt batch.
 
-    One forward pass per model and prompt batch.
+    Raises `InputError` as `encode_chats` does.
     """
     if isinstance(sources, LoadedSource):
-        raise InputError("sources must be a list, of a single source too: [source]")
-    streams: dict[int, dict[tuple[int, str], Tensor]] = {}
+        raise InputError("sources must be a list, even of a single source: [source]")
+    streams: dict[int, Streams] = {}  # by the identity of the model
     for loaded in sources:
-        if id(loaded.model) not in streams:
-            mine = [other for other in sources if other.model is loaded.model]
-            chats = encode_chats(loaded.model, prompts, tokens, max_length)
-            streams[id(loaded.model)] = read_positions(
-                loaded.model, chats, [other.source.layer for other in mine], batch_size
-            )
-        for (layer, kind), stream in streams[id(loaded.model)].items():
+        model = loaded.model
+        if id(model) not in streams:
+            layers = [other.source.layer for other in sources if other.model is model]
+            chats = encode_chats(model, prompts, tokens, max_length)
+            streams[id(model)] = read_positions(model, chats, layers, batch_size)
+        for (layer, kind), stream in streams[id(model)].items():
             if layer == loaded.source.layer:
-                yield Activations(loaded.source, kind, stream, loaded.sae, loaded.model.device)
+                yield Activations(loaded.source, kind, stream, loaded.sae, model.device)
         if isinstance(loaded.sae, ShelvedSAE):
-            loaded.sae.close()  # before the next is opened
+            loaded.sae.close()
 
 # %% ../../nbs/analysis/00_sources.ipynb #e7182a93
 def join_tables(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """The tables one below the other; an empty one with the given columns when there is nothing."""
+    """The tables one below the other; an empty one with these columns if there is nothing."""
     full = [table for table in tables if len(table)]
-    return pd.concat(full, ignore_index=True) if full else pd.DataFrame(columns=columns)
+    if not full:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(full, ignore_index=True)

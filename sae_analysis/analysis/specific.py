@@ -5,73 +5,70 @@
 # %% ../../nbs/analysis/02_specific.ipynb #7720136e
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Sequence
-from .sources import Activations, activations, join_tables, LoadedSource
+from typing import Any
+
+import pandas as pd
+
+from .sources import Activations, LoadedSource, activations, join_tables
 from ..core.errors import InputError, suggestion
 from ..loaders.prompts import Prompt
 from ..models.chat import token_types
-from ..saes.families import feature_link, parse_source, Source
+from ..saes.families import Source, feature_link, parse_source
 
 # %% auto #0
-__all__ = ['SPECIFIC_COLUMNS', 'FeatureSelection', 'read_features', 'specific_of', 'selections_from', 'specific_features',
-           'check_selections']
-
-# %% ../../nbs/analysis/02_specific.ipynb #2fe61d93
-SPECIFIC_COLUMNS = [
-    "prompt_idx",
-    "prompt",
-    "label",
-    "feature_id",
-    "activation",
-    "source",
-    "token",
-    "link",
-]
+__all__ = ['SPECIFIC_COLUMNS', 'FeatureSelection', 'read_features', 'selections_from', 'check_selections', 'specific_of',
+           'specific_features']
 
 # %% ../../nbs/analysis/02_specific.ipynb #b3e7efb4
 @dataclass(frozen=True)
 class FeatureSelection:
-    """Features to look at in one source, at one token type or at all."""
+    """Features to look at in one source, at one token type or at all of them."""
 
     source: Source
-    token: str | None
+    token: str | None  # token type; None: all
     features: tuple[int, ...]
-    # the file and line that names a feature
-    where: dict[int, str] = field(default_factory=dict, compare=False)
+    where: dict[int, str] = field(default_factory=dict, compare=False)  # file and line of each
 
 # %% ../../nbs/analysis/02_specific.ipynb #22e1b5d4
 def read_features(path: str | Path, known: Sequence[str] = ()) -> list[FeatureSelection]:
-    """Features to analyse from a CSV with `feature_id` and `source`, and perhaps `token`.
+    """Features to analyse, from a CSV with `feature_id` and `source`, and perhaps `token`.
 
-    `known` limits which models may be named.
+    `known` limits which models may be named. Raises `InputError` with file and line.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"there is no features file {path}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}") from None
+    table = _read_csv(path)
     missing = [column for column in ("feature_id", "source") if column not in table]
     if missing:
         raise InputError(
             f"{path} lacks the column {' and '.join(missing)}; it has {', '.join(table.columns)}"
         )
-    wanted: dict[tuple[Source, str | None], dict[int, str]] = {}
+    selected: dict[tuple[Source, str | None], dict[int, str]] = {}
     for line, row in enumerate(table.to_dict("records"), start=2):
-        feature, source, token = _feature_row(row, f"{path}:{line}", known)
-        wanted.setdefault((source, token), {}).setdefault(feature, f"{path}:{line}")
-    return [
-        FeatureSelection(source, token, tuple(features), features)
-        for (source, token), features in wanted.items()
-    ]
+        where = f"{path}:{line}"
+        feature, source, token = _read_row(row, where, known)
+        selected.setdefault((source, token), {}).setdefault(feature, where)
+    selections = []
+    for (source, token), features in selected.items():
+        selections.append(FeatureSelection(source, token, tuple(features), features))
+    return selections
 
-# %% ../../nbs/analysis/02_specific.ipynb #b8c5dcaa
-def _feature_row(
-    row: dict[str, str], where: str, known: Sequence[str]
+
+def _read_csv(path: str | Path) -> pd.DataFrame:
+    """A CSV with all values as text."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"there is no features file {path}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from None
+
+
+def _read_row(
+    row: dict[Any, str], where: str, known: Sequence[str]
 ) -> tuple[int, Source, str | None]:
+    """Feature, source and token type of one row."""
     try:
         feature = int(row["feature_id"])
     except ValueError:
@@ -91,98 +88,106 @@ def _feature_row(
         )
     return feature, source, row.get("token") or token
 
+# %% ../../nbs/analysis/02_specific.ipynb #dac319c9
+def selections_from(table: pd.DataFrame) -> list[FeatureSelection]:
+    """The features that a table names by `feature_id` and `source`, and `token` if it has it."""
+    if "token" in table:
+        token = table.token
+    else:
+        token = pd.Series([None] * len(table), index=table.index, dtype=object)
+    selections = []
+    for (source, kind), group in table.groupby([table.source, token], sort=False, dropna=False):
+        features = tuple(int(feature) for feature in group.feature_id)
+        kind = None if pd.isna(kind) else kind
+        selections.append(FeatureSelection(parse_source(source)[0], kind, features))
+    return selections
+
+# %% ../../nbs/analysis/02_specific.ipynb #024f7669
+def check_selections(loaded: LoadedSource, selections: Sequence[FeatureSelection]) -> None:
+    """Raise `InputError` if a source lacks a feature or a token type that was selected."""
+    types = token_types(loaded.model.tokenizer)
+    width = loaded.sae.config.d_hidden
+    for selection in selections:
+        if selection.token is not None and selection.token not in types:
+            raise InputError(
+                f"token type {selection.token!r} of {loaded.name} has no meaning in its chat"
+                f" template; its types are: {', '.join(types)}"
+            )
+        too_high = [feature for feature in selection.features if feature >= width]
+        if too_high:
+            where = selection.where.get(too_high[0])
+            prefix = f"{where}: " if where else ""
+            raise InputError(
+                f"{prefix}feature {too_high[0]} is past the end of {loaded.name}, whose dictionary"
+                f" has {width} features (0 to {width - 1})"
+            )
+
 # %% ../../nbs/analysis/02_specific.ipynb #8e643ef9
+SPECIFIC_COLUMNS = [
+    "prompt_idx",
+    "prompt",
+    "label",
+    "feature_id",
+    "activation",
+    "source",
+    "token",
+    "link",
+]
+
+
 def specific_of(
-    found: Activations, wanted: Sequence[FeatureSelection], prompts: Sequence[Prompt]
+    seen: Activations, selections: Sequence[FeatureSelection], prompts: Sequence[Prompt]
 ) -> pd.DataFrame:
-    """One row for every prompt and wanted feature of one source at one token type."""
-    ids = list(
-        dict.fromkeys(
-            i
-            for w in wanted
-            if w.source == found.source and w.token in (None, found.token)
-            for i in w.features
-        )
-    )
+    """One row for every prompt and selected feature of one source at one token type."""
+    selected: dict[int, None] = {}  # in order, each once
+    for selection in selections:
+        if selection.source == seen.source and selection.token in (None, seen.token):
+            selected.update(dict.fromkeys(selection.features))
+    ids = list(selected)
     index = pd.MultiIndex.from_product([range(len(prompts)), ids])
-    numbers, features = index.get_level_values(0), index.get_level_values(1)
+    numbers = index.get_level_values(0)
+    features = index.get_level_values(1)
     return pd.DataFrame(
         {
             "prompt_idx": numbers,
-            "prompt": [prompts[i].content for i in numbers],
-            "label": [prompts[i].label for i in numbers],
+            "prompt": [prompts[number].content for number in numbers],
+            "label": [prompts[number].label for number in numbers],
             "feature_id": features,
-            "activation": found.latents(ids).ravel().numpy(),
-            "source": found.source.name,
-            "token": found.token,
-            "link": [feature_link(found.source, i) for i in features],
+            "activation": seen.latents(ids).ravel().numpy(),
+            "source": seen.source.name,
+            "token": seen.token,
+            "link": [feature_link(seen.source, feature) for feature in features],
         },
         columns=SPECIFIC_COLUMNS,
     )
-
-# %% ../../nbs/analysis/02_specific.ipynb #dac319c9
-def selections_from(table: pd.DataFrame) -> list[FeatureSelection]:
-    """The features that a table names by `feature_id` and `source`, each at the token type it was
-    found at where there is a column `token`.
-    """
-    token = (
-        table.token
-        if "token" in table
-        else pd.Series([None] * len(table), index=table.index, dtype=object)
-    )
-    groups = table.groupby([table.source, token], sort=False, dropna=False)
-    return [
-        FeatureSelection(
-            parse_source(source)[0],
-            None if pd.isna(kind) else kind,
-            tuple(int(i) for i in group.feature_id),
-        )
-        for (source, kind), group in groups
-    ]
 
 # %% ../../nbs/analysis/02_specific.ipynb #cd72a920
 def specific_features(
     sources: Sequence[LoadedSource],
     prompts: Sequence[Prompt],
-    # or a table that names features, such as the universal one
-    wanted: Sequence[FeatureSelection] | pd.DataFrame,
-    **kwargs: Any,
+    wanted: Sequence[FeatureSelection] | pd.DataFrame,  # or a table, such as the universal one
+    **kwargs: Any,  # for `activations`: tokens, batch_size, max_length
 ) -> pd.DataFrame:
     """The activation of every wanted feature on every prompt at every token type.
 
-    The spec's columns.
+    Returns a table with `SPECIFIC_COLUMNS`, zeros included. Raises `InputError` for features,
+    sources and token types that do not exist.
     """
-    if isinstance(wanted, pd.DataFrame):
-        wanted = selections_from(wanted)
+    selections = selections_from(wanted) if isinstance(wanted, pd.DataFrame) else list(wanted)
     prompts = [prompt if isinstance(prompt, Prompt) else Prompt(prompt, "") for prompt in prompts]
-    have = [loaded.source for loaded in sources]
-    for each in wanted:
-        if each.source not in have:
+    loaded_names = {loaded.source: loaded.name for loaded in sources}
+    for selection in selections:
+        if selection.source not in loaded_names:
+            name = selection.source.name
             raise InputError(
-                f"source {each.source.name!r} is not loaded;"
-                f" {suggestion(each.source.name, [s.name for s in have])}"
+                f"source {name!r} is not loaded; {suggestion(name, list(loaded_names.values()))}"
             )
-    used = [loaded for loaded in sources if any(each.source == loaded.source for each in wanted)]
+    selected = {selection.source for selection in selections}
+    used = [loaded for loaded in sources if loaded.source in selected]
     for loaded in used:
-        check_selections(loaded, [each for each in wanted if each.source == loaded.source])
-    return join_tables(
-        [specific_of(found, wanted, prompts) for found in activations(used, prompts, **kwargs)],
-        SPECIFIC_COLUMNS,
-    )
-
-# %% ../../nbs/analysis/02_specific.ipynb #024f7669
-def check_selections(loaded: LoadedSource, wanted: Sequence[FeatureSelection]) -> None:
-    """Features and token types that the source does not have are found before any prompt is read."""
-    known, width = token_types(loaded.model.tokenizer), loaded.sae.config.d_hidden
-    for each in wanted:
-        if each.token not in (None, *known):
-            raise InputError(
-                f"token type {each.token!r} of {loaded.name} has no meaning in its chat template;"
-                f" its types are: {', '.join(known)}"
-            )
-        if past := [i for i in each.features if i >= width]:
-            raise InputError(
-                f"{each.where[past[0]] + ': ' if past[0] in each.where else ''}feature {past[0]} is"
-                f" past the end of {loaded.name}, whose dictionary has {width} features (0 to"
-                f" {width - 1})"
-            )
+        own = [selection for selection in selections if selection.source == loaded.source]
+        check_selections(loaded, own)
+    tables = []
+    for seen in activations(used, prompts, **kwargs):
+        tables.append(specific_of(seen, selections, prompts))
+    return join_tables(tables, SPECIFIC_COLUMNS)

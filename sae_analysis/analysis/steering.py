@@ -5,41 +5,47 @@
 # %% ../../nbs/analysis/05_steering.ipynb #998cd33b
 from __future__ import annotations
 
-import pandas as pd
-import torch
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
 from torch import Tensor
-from typing import Any, Iterable, Iterator, Sequence
+
 from .sources import encode_chats
 from ..core.errors import InputError
+from ..loaders.documents import Document
 from ..loaders.prompts import Prompt
 from ..loaders.windows import pack_windows
-from ..models.language_model import hidden_of, hooked, LanguageModel, with_hidden
-
-from ..saes.jumprelu import JumpReLUSAE
-from ..loaders.documents import Document
+from ..models.language_model import LanguageModel, hidden_of, hooked, with_hidden
 from sae_analysis.models.reading import (
-    countable_positions,
     ResidualReader,
+    countable_positions,
     within_norm_limit,
 )
 from ..saes.sae import SAE
 
 # %% auto #0
-__all__ = ['Edit', 'apply_edits', 'typical_activations', 'steering_edits', 'next_token_change', 'answers', 'compare_answers']
+__all__ = ['Edit', 'apply_edits', 'typical_activations', 'steering_edits', 'next_token_change', 'as_prompts', 'answers',
+           'compare_answers']
 
 # %% ../../nbs/analysis/05_steering.ipynb #79245c78
 @dataclass(frozen=True)
 class Edit:
-    """A feature added to the residual stream after a layer, or removed from it."""
+    """A feature added to the residual stream after a layer, or removed from it.
 
-    sae: JumpReLUSAE
+    Called with the stream `[..., d_model]` it returns the edited one. Raises `InputError` if the
+    SAE is of another layer, or has no such feature.
+    """
+
+    sae: SAE
     layer: int
     feature: int
     amount: float | None = None  # activation to add at every position; None removes what is there
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.sae.check_layer(self.layer)
         if not 0 <= self.feature < self.sae.config.d_hidden:
             raise InputError(
@@ -49,36 +55,32 @@ class Edit:
 
     @torch.no_grad()
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The stream `[..., d_model]` with the edit made."""
         self.sae.check_width(hidden)
-        row = self.sae.W_dec[self.feature].to(hidden.device)
+        row = self.sae.W_dec[self.feature].to(hidden.device)  # [d_model]
         if self.amount is not None:
             return hidden + (self.amount * row).to(hidden.dtype)
-        # this latent alone
-        present = self.sae.latents(hidden.flatten(0, -2), [self.feature], hidden.device).to(
-            hidden.device
-        )
-        return (hidden.float() - (present * row).view_as(hidden)).to(hidden.dtype)
+        rows = hidden.flatten(0, -2)  # [rows, d_model]
+        present = self.sae.latents(rows, [self.feature], hidden.device)  # [rows, 1]
+        written = (present.to(hidden.device) * row).view_as(hidden)
+        return (hidden.float() - written).to(hidden.dtype)
 
     def __repr__(self) -> str:
-        return (
-            f"Edit(layer {self.layer}, feature {self.feature},"
-            f" {'removed' if self.amount is None else f'{self.amount:+.3g}'})"
-        )
+        action = "removed" if self.amount is None else f"{self.amount:+.3g}"
+        return f"Edit(layer {self.layer}, feature {self.feature}, {action})"
 
 # %% ../../nbs/analysis/05_steering.ipynb #b060ac0d
 @contextmanager
 def apply_edits(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[LanguageModel]:
-    """The model with the edits in place while the block runs.
+    """The model with the edits in place while the context lasts."""
 
-    Several edits of one layer are made in order.
-    """
+    def hook_of(edit: Edit) -> Callable:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            return with_hidden(output, edit(hidden_of(output)))
 
-    def change(edit: Edit) -> Any:
-        return lambda module, args, output: with_hidden(output, edit(hidden_of(output)))
+        return hook
 
     model.check_layers([edit.layer for edit in edits] or [0])
-    with hooked([(model.blocks[edit.layer], change(edit)) for edit in edits]):
+    with hooked([(model.blocks[edit.layer], hook_of(edit)) for edit in edits]):
         yield model
 
 # %% ../../nbs/analysis/05_steering.ipynb #fa01f7cd
@@ -93,8 +95,7 @@ def typical_activations(
 ) -> Tensor:
     """The mean activation of every feature over the rows on which it is active, `[d_hidden]`.
 
-    NaN for a feature that never is. Position 0 of a window, special tokens and attention sinks do
-    not count, as everywhere.
+    NaN for a feature that never is. Raises `InputError` if the SAE is of another layer.
     """
     sae.check_layer(layer)
     total = torch.zeros(sae.config.d_hidden, dtype=torch.float64)
@@ -117,61 +118,69 @@ def typical_activations(
 
 # %% ../../nbs/analysis/05_steering.ipynb #b16163fe
 def steering_edits(
-    sae: JumpReLUSAE, layer: int, features: dict[int, float], typical: Tensor
+    sae: SAE,
+    layer: int,
+    features: dict[int, float],  # how many times each is added; 0 removes it
+    typical: Tensor,  # [d_hidden] from `typical_activations`
 ) -> list[Edit]:
-    """Edits that add each feature, as many times its typical activation as `features` says.
+    """Edits that add each feature so many times its typical activation, or remove it.
 
-    0 removes it.
+    Raises `InputError` for features that do not exist, or that were never active.
     """
     if not isinstance(features, dict):
         raise InputError(
             "features are given with how many times they are added, such as {20: 2.0}, or 0 to"
             f" remove them; found {features!r}"
         )
-    for feature in features:
+    edits = []
+    for feature, times in features.items():
         if not 0 <= feature < len(typical):
             raise InputError(
                 f"feature {feature} is past the end of the SAE, which has {len(typical)} features"
             )
-        if features[feature] and torch.isnan(typical[feature]):
+        if times and torch.isnan(typical[feature]):
             raise InputError(
                 f"feature {feature} has no typical activation: it was never active on the texts"
                 " that were read; read more text, or other text"
             )
-    return [
-        Edit(sae, layer, feature, times * float(typical[feature]) if times else None)
-        for feature, times in features.items()
-    ]
+        amount = times * float(typical[feature]) if times else None
+        edits.append(Edit(sae, layer, feature, amount))
+    return edits
 
 # %% ../../nbs/analysis/05_steering.ipynb #561cd27f
 @torch.no_grad()
 def next_token_change(
     model: LanguageModel, prompts: Sequence[Prompt | str], edits: Sequence[Edit], top: int = 8
 ) -> pd.DataFrame:
-    """For every prompt the tokens whose probability changes most:
+    """For every prompt the `top` tokens whose probability changes most.
 
-    before, after, and the divergence KL(before || after) of the whole distribution in nats.
+    The columns are `prompt`, `token`, `before`, `after`, `change`, and `kl`: the divergence
+    KL(before || after) of the whole distribution in nats.
     """
     rows = []
-    for number, ids in enumerate(encode_chats(model, prompts).input_ids):
-        ids = torch.tensor([ids])
-        before = model.logits(ids)[0, -1].float().log_softmax(-1)
+    for number, ids in enumerate(encode_chats(model, as_prompts(prompts)).input_ids):
+        input_ids = torch.tensor([ids])
+        before = model.logits(input_ids)[0, -1].float().log_softmax(-1)  # [vocabulary]
         with apply_edits(model, edits):
-            after = model.logits(ids)[0, -1].float().log_softmax(-1)
+            after = model.logits(input_ids)[0, -1].float().log_softmax(-1)
         divergence = float((before.exp() * (before - after)).sum())
         change = after.exp() - before.exp()
         for token in change.abs().topk(min(top, len(change))).indices.tolist():
-            rows.append(
-                {
-                    "prompt": number,
-                    "token": model.tokenizer.decode([token]),
-                    "before": before[token].exp().item(),
-                    "after": after[token].exp().item(),
-                    "change": change[token].item(),
-                    "kl": divergence,
-                }
-            )
+            row = {
+                "prompt": number,
+                "token": model.tokenizer.decode([token]),
+                "before": before[token].exp().item(),
+                "after": after[token].exp().item(),
+                "change": change[token].item(),
+                "kl": divergence,
+            }
+            rows.append(row)
     return pd.DataFrame(rows, columns=["prompt", "token", "before", "after", "change", "kl"])
+
+
+def as_prompts(prompts: Sequence[Prompt | str]) -> list[Prompt]:
+    """Prompts, of strings too; those have no label."""
+    return [prompt if isinstance(prompt, Prompt) else Prompt(prompt, "") for prompt in prompts]
 
 # %% ../../nbs/analysis/05_steering.ipynb #ca4ec48f
 @torch.no_grad()
@@ -180,52 +189,58 @@ def answers(
     prompts: Sequence[Prompt | str],
     edits: Sequence[Edit] = (),
     max_new_tokens: int = 40,
-    # 0 takes the likeliest token each time; above it every token may be drawn
-    temperature: float = 0.0,
+    temperature: float = 0.0,  # 0: the likeliest token each time; above, any may be drawn
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int = 8,  # prompts at a time
 ) -> list[str]:
     """The model's answer to every prompt under the edits.
 
-    With the same seed and batch size, the same answers.
+    Raises `InputError` if there is no room for a prompt beside `max_new_tokens`.
     """
-    tokenizer, room = model.tokenizer, model.context_length - max_new_tokens
+    room = model.context_length - max_new_tokens
     if room < 1:
         raise InputError(
             f"max_new_tokens is {max_new_tokens}, but the model reads {model.context_length} tokens"
             " at most"
         )
-    chats, fill, found = (
-        encode_chats(model, prompts, max_length=room).input_ids,
-        model.filling_id,
-        [],
-    )
-    with (
-        torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
-        apply_edits(model, edits),
-    ):
+    chats = encode_chats(model, as_prompts(prompts), max_length=room).input_ids
+    texts = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), apply_edits(model, edits):
         torch.manual_seed(seed)
         for start in range(0, len(chats), batch_size):
-            batch = chats[start : start + batch_size]
-            # padded on the left, so that every answer begins at the same place
-            longest = max(map(len, batch))
-            ids = torch.tensor([[fill] * (longest - len(row)) + row for row in batch])
-            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch])
-            out = model.generate(ids, mask, max_new_tokens, temperature)
-            found += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-    return found
+            input_ids, mask = _pad_left(chats[start : start + batch_size], model.filling_id)
+            generated = model.generate(input_ids, mask, max_new_tokens, temperature)
+            new = generated[:, input_ids.shape[1] :]
+            texts += model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts
+
+
+def _pad_left(sequences: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both `[batch, longest]`, padded on the left."""
+    longest = max(map(len, sequences))
+    ids = []
+    mask = []
+    for sequence in sequences:
+        padding = longest - len(sequence)
+        ids.append([pad_id] * padding + sequence)
+        mask.append([0] * padding + [1] * len(sequence))
+    return torch.tensor(ids), torch.tensor(mask)
 
 # %% ../../nbs/analysis/05_steering.ipynb #98935655
 def compare_answers(
-    model: LanguageModel, prompts: Sequence[Prompt | str], edits: Sequence[Edit], **more: Any
+    model: LanguageModel,
+    prompts: Sequence[Prompt | str],
+    edits: Sequence[Edit],
+    **more: Any,  # for `answers`: max_new_tokens, temperature, seed, batch_size
 ) -> pd.DataFrame:
-    """Answers without and with the edits, side by side."""
-    contents = [
-        (prompt if isinstance(prompt, Prompt) else Prompt(prompt, "")).content for prompt in prompts
-    ]
+    """Answers without and with the edits: `prompt`, `plain`, `edited`.
+
+    Raises `InputError` as `answers` does.
+    """
     return pd.DataFrame(
         {
-            "prompt": contents,
+            "prompt": [prompt.content for prompt in as_prompts(prompts)],
             "plain": answers(model, prompts, **more),
             "edited": answers(model, prompts, edits, **more),
         }

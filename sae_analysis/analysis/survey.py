@@ -5,29 +5,31 @@
 # %% ../../nbs/analysis/06_survey.ipynb #e2da11d8
 from __future__ import annotations
 
-import pandas as pd
-import torch
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Iterator, Sequence
+
+import pandas as pd
+import torch
+
 from .labels import LABEL_COLUMNS, label_contrasts, label_groups
 from .results import result_manifest
-from .sources import activations, join_tables, LoadedSource, ShelvedSAE
+from .sources import LoadedSource, ShelvedSAE, activations, join_tables
 from sae_analysis.analysis.specific import (
-    check_selections,
-    FeatureSelection,
-    selections_from,
     SPECIFIC_COLUMNS,
+    FeatureSelection,
+    check_selections,
+    selections_from,
     specific_of,
 )
-from .universal import min_active_prompts, UNIVERSAL_COLUMNS, universal_of
+from .universal import UNIVERSAL_COLUMNS, min_active_prompts, universal_of
 from ..core.devices import free_memory
 from ..core.errors import InputError
 from ..core.formatting import format_bytes
 from ..loaders.prompts import Prompt
 from ..models.language_model import load_model
 from ..saes.download import find_source, load_source
-from ..saes.families import family_of, local_path, Source
+from ..saes.families import Source, family_of, local_path
 
 # %% auto #0
 __all__ = ['Survey', 'chosen_sources', 'load_sources', 'ModelResults', 'run_survey', 'analyse_model', 'SurveyPlan', 'model_size',
@@ -236,6 +238,7 @@ def _free(count: float) -> str:
 def model_size(name: str, dtype: torch.dtype, revision: str | None = None) -> tuple[int, Any]:
     """Bytes of a model's weights, and its configuration; only the configuration is read."""
     from transformers import AutoConfig, AutoModelForCausalLM
+
     from sae_analysis.models.language_model import pocket_folder, text_config
 
     try:

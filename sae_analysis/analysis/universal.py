@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 import torch
-from typing import Any, Sequence
-from .sources import Activations, activations, join_tables, LoadedSource
+
+from .sources import Activations, LoadedSource, activations, join_tables
 from ..core.errors import InputError
 from ..loaders.prompts import Prompt
 from ..saes.families import feature_link
@@ -17,7 +20,17 @@ from ..saes.families import feature_link
 # %% auto #0
 __all__ = ['UNIVERSAL_COLUMNS', 'min_active_prompts', 'universal_of', 'universal_features']
 
-# %% ../../nbs/analysis/01_universal.ipynb #1fa1d5a8
+# %% ../../nbs/analysis/01_universal.ipynb #de5e6f44
+def min_active_prompts(threshold: float, prompts: int) -> int:
+    """On how many of `prompts` a feature must be active to be universal.
+
+    Raises `InputError` if `threshold` is not a share.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}; it is a share of the prompts, from 0.0 to 1.0")
+    return max(1, math.ceil(threshold * prompts - 1e-9))
+
+# %% ../../nbs/analysis/01_universal.ipynb #6723d883
 UNIVERSAL_COLUMNS = [
     "feature_id",
     "activation_mean",
@@ -32,45 +45,40 @@ UNIVERSAL_COLUMNS = [
     "link",
 ]
 
-# %% ../../nbs/analysis/01_universal.ipynb #de5e6f44
-def min_active_prompts(threshold: float, prompts: int) -> int:
-    """On how many prompts a feature must be active to be universal."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}; it is a share of the prompts, from 0.0 to 1.0")
-    return max(1, math.ceil(threshold * prompts - 1e-9))
 
-# %% ../../nbs/analysis/01_universal.ipynb #182d4b68
 def universal_of(
-    found: Activations, threshold: float, activation_threshold: float, elements: int = 2**24
+    seen: Activations, threshold: float, activation_threshold: float, elements: int = 2**24
 ) -> pd.DataFrame:
     """The universal features of one source at one token type, most widespread first."""
-    parts, needed = [], min_active_prompts(threshold, len(found.stream))
-    for ids, latents in found.chunks(elements):
-        at = ((latents > activation_threshold).sum(0) >= needed).nonzero().ravel()
-        parts.append((ids[at], latents[:, at]))
-    ids, chosen = (
-        torch.cat([ids for ids, _ in parts]),
-        torch.cat([latents for _, latents in parts], dim=1),
-    )
-    on = chosen > activation_threshold
+    needed = min_active_prompts(threshold, len(seen.stream))
+    id_parts = []
+    latent_parts = []
+    for ids, latents in seen.chunks(elements):
+        active_prompts = (latents > activation_threshold).sum(0)
+        at = (active_prompts >= needed).nonzero().ravel()
+        id_parts.append(ids[at])
+        latent_parts.append(latents[:, at])
+    ids = torch.cat(id_parts)  # [universal]
+    latents = torch.cat(latent_parts, dim=1)  # [prompts, universal]
+    is_active = latents > activation_threshold
+    count = is_active.sum(0)
     table = pd.DataFrame(
         {
             "feature_id": ids.numpy(),
-            "activation_mean": ((chosen * on).sum(0) / on.sum(0)).numpy(),
-            "activation_max": chosen.amax(0).numpy(),
-            "activation_min": chosen.amin(0).numpy(),
-            "num_prompts": on.sum(0).numpy(),
+            "activation_mean": ((latents * is_active).sum(0) / count).numpy(),
+            "activation_max": latents.amax(0).numpy(),
+            "activation_min": latents.amin(0).numpy(),
+            "num_prompts": count.numpy(),
             "chat_desc": "",
             "pt_desc": "",
             "type": "",
-            "source": found.source.name,
-            "token": found.token,
-            "link": [feature_link(found.source, int(i)) for i in ids],
+            "source": seen.source.name,
+            "token": seen.token,
+            "link": [feature_link(seen.source, int(feature)) for feature in ids],
         }
     )
-    return table.sort_values(
-        ["num_prompts", "activation_mean", "feature_id"], ascending=[False, False, True]
-    )[UNIVERSAL_COLUMNS]
+    order = ["num_prompts", "activation_mean", "feature_id"]
+    return table.sort_values(order, ascending=[False, False, True])[UNIVERSAL_COLUMNS]
 
 # %% ../../nbs/analysis/01_universal.ipynb #5e693d5f
 def universal_features(
@@ -78,17 +86,15 @@ def universal_features(
     prompts: Sequence[Prompt],
     threshold: float = 0.3,  # share of the prompts
     activation_threshold: float = 0.01,  # a feature is active above this
-    **kwargs: Any,
+    **kwargs: Any,  # for `activations`: tokens, batch_size, max_length
 ) -> pd.DataFrame:
     """Features active on at least `threshold` of the prompts, for every source and token type.
 
-    The spec's columns.
+    Returns a table with `UNIVERSAL_COLUMNS`. Raises `InputError` if `threshold` is not a share, and
+    as `activations` does.
     """
     min_active_prompts(threshold, 1)
-    return join_tables(
-        [
-            universal_of(found, threshold, activation_threshold)
-            for found in activations(sources, prompts, **kwargs)
-        ],
-        UNIVERSAL_COLUMNS,
-    )
+    tables = []
+    for seen in activations(sources, prompts, **kwargs):
+        tables.append(universal_of(seen, threshold, activation_threshold))
+    return join_tables(tables, UNIVERSAL_COLUMNS)
