@@ -5,16 +5,35 @@
 # %% ../../nbs/analysis/06_survey.ipynb #e2da11d8
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
-from .labels import LABEL_COLUMNS, label_contrasts, label_groups
-from .results import result_manifest
-from .sources import LoadedSource, ShelvedSAE, activations, join_tables
+from sae_analysis.analysis.labels import (
+    LABEL_COLUMNS,
+    corrected_and_ranked,
+    label_contrasts,
+    label_groups,
+)
+from sae_analysis.analysis.results import (
+    active_prompts_path,
+    add_descriptions,
+    result_manifest,
+    write_active_prompts,
+    write_table,
+)
+from sae_analysis.analysis.sources import (
+    Activations,
+    LoadedSource,
+    ShelvedSAE,
+    activations,
+    join_tables,
+)
 from sae_analysis.analysis.specific import (
     SPECIFIC_COLUMNS,
     FeatureSelection,
@@ -23,42 +42,41 @@ from sae_analysis.analysis.specific import (
     specific_of,
 )
 from .universal import UNIVERSAL_COLUMNS, min_active_prompts, universal_of
-from ..core.devices import free_memory
-from ..core.errors import InputError
+from ..core.devices import free_memory, pick_device
+from ..core.errors import InputError, log
+from ..core.files import check_writable, write_json
 from ..core.formatting import format_bytes
 from ..loaders.prompts import Prompt
-from ..models.language_model import load_model
+from ..models.language_model import load_model, pocket_folder, text_config
 from ..saes.download import find_source, load_source
 from ..saes.families import Source, family_of, local_path
 
 # %% auto #0
-__all__ = ['Survey', 'chosen_sources', 'load_sources', 'ModelResults', 'run_survey', 'analyse_model', 'SurveyPlan', 'model_size',
-           'sae_size', 'plan_survey']
+__all__ = ['KINDS', 'UNKNOWN', 'Survey', 'chosen_sources', 'load_sources', 'ModelResults', 'analyse_model', 'run_survey',
+           'SurveyOutputs', 'write_survey', 'model_size', 'sae_size', 'SurveyPlan', 'plan_survey']
 
 # %% ../../nbs/analysis/06_survey.ipynb #e8759fc3
 @dataclass(frozen=True)
 class Survey:
-    """Which SAEs are looked through, on which prompts, and what counts."""
+    """Which SAEs are analysed, on which prompts, and what counts.
+
+    Raises `InputError` for settings that make no sense.
+    """
 
     prompts: Sequence[Prompt]
     sources: Sequence[Source]  # for universal features and label comparisons
-    # for specific activations; None: the universal features that are found
-    wanted: Sequence[FeatureSelection] | None = None
+    wanted: Sequence[FeatureSelection] | None = None  # for specific; None: the universal features
     analyses: Sequence[str] = ("universal", "specific")  # and perhaps "labels"
-    # share of prompts on which a universal feature is active
-    threshold: float = 0.3
+    threshold: float = 0.3  # share of prompts on which a universal feature is active
     activation_threshold: float = 0.01  # a feature is active above this
-    # token types; None: all that a model's template has
-    tokens: Sequence[str] | None = None
+    tokens: Sequence[str] | None = None  # token types; None: all that a model's template has
     batch_size: int = 8  # prompts in one forward pass
-    # where SAEs lie; None: each family's own folder
-    sae_dir: str | None = None
+    sae_dir: str | None = None  # where SAEs are; None: each family's own folder
     device: str | None = None
     dtype: str | None = None  # of the models' weights, such as "bfloat16"
-    # for `from_pretrained`: quantised or sharded loading
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: dict[str, Any] = field(default_factory=dict)  # for `from_pretrained`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"the batch size is {self.batch_size}; it must be at least 1")
         min_active_prompts(self.threshold, 1)
@@ -74,32 +92,25 @@ class Survey:
 
     def by_model(self) -> dict[str, list[Source]]:
         """The sources to load of each model, each once."""
+        needed: list[Source] = []
+        if set(self.analyses) - {"specific"} or self.wanted is None:
+            needed += self.sources
+        if "specific" in self.analyses:
+            needed += [selection.source for selection in self.wanted or ()]
         groups: dict[str, list[Source]] = {}
-        of_universal = (
-            self.sources if set(self.analyses) - {"specific"} or self.wanted is None else ()
-        )
-        for source in dict.fromkeys(
-            [
-                *of_universal,
-                *(each.source for each in self.wanted or () if "specific" in self.analyses),
-            ]
-        ):
+        for source in dict.fromkeys(needed):
             groups.setdefault(source.model, []).append(source)
         return groups
 
-# %% ../../nbs/analysis/06_survey.ipynb #a2907537
+
 def chosen_sources(
     models: Sequence[str], layers: Sequence[int] | None = None, trainer: int | None = None
 ) -> list[Source]:
-    """The published SAEs of the given models:
-
-    those analysed by default, or of the given layers and trainer.
-    """
-    return [
-        source
-        for name in models
-        for source in family_of(name).sources(tuple(layers or ()) or None, trainer)
-    ]
+    """The SAEs of some families: those analysed by default, or of these layers and this trainer."""
+    sources: list[Source] = []
+    for name in models:
+        sources += family_of(name).sources(tuple(layers or ()) or None, trainer)
+    return sources
 
 # %% ../../nbs/analysis/06_survey.ipynb #fa225f82
 def load_sources(
@@ -109,213 +120,358 @@ def load_sources(
     dtype: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
 ) -> list[LoadedSource]:
-    """Sources of one model, the model loaded once.
+    """Load the model of some sources once; their SAEs are opened when they are used.
 
-    Each SAE is read, looked at, and opened again when its turn comes.
+    Raises `InputError` if the model or an SAE cannot be loaded, or they do not fit.
     """
-    saes, family = (
-        [ShelvedSAE(partial(load_source, source, sae_dir)) for source in sources],
-        family_of(sources[0].model),
-    )
-    more = {**({"dtype": dtype} if dtype else {}), **(model_kwargs or {})}
+    saes = [ShelvedSAE(partial(load_source, source, sae_dir)) for source in sources]
+    family = family_of(sources[0].model)
+    options = {**({"dtype": dtype} if dtype else {}), **(model_kwargs or {})}
     try:
-        model = load_model(family.model, device, **more)
+        model = load_model(family.model, device, **options)
     except TypeError as error:
         raise InputError(f"{family.model} cannot be loaded with {model_kwargs}: {error}") from None
     if family.chat_template and not model.tokenizer.chat_template:
         model.tokenizer.chat_template = family.chat_template
     return [LoadedSource(source, model, sae) for source, sae in zip(sources, saes)]
 
-# %% ../../nbs/analysis/06_survey.ipynb #9faa3e40
+# %% ../../nbs/analysis/06_survey.ipynb #4e18cf9c
 @dataclass(frozen=True)
 class ModelResults:
-    """What one model's SAEs gave; a table that was not asked for is empty."""
+    """What the SAEs of one model gave; a table that was not asked for is empty."""
 
     universal: pd.DataFrame
     specific: pd.DataFrame
-    labels: pd.DataFrame  # contrasts, not corrected yet: that is done over all models together
+    labels: pd.DataFrame  # contrasts without q: they are corrected over all models together
     made_by: dict[str, Any]  # for the manifest
 
-# %% ../../nbs/analysis/06_survey.ipynb #2b5414f7
-def run_survey(survey: Survey) -> Iterator[ModelResults]:
-    """The findings of one model after the other.
 
-    A model is gone from memory before the next is loaded. The SAEs of all are on disk before the
-    first is.
-    """
-    for sources in survey.by_model().values():
-        for source in sources:
-            find_source(source, survey.sae_dir)
-    for sources in survey.by_model().values():
-        loaded = load_sources(
-            sources, survey.sae_dir, survey.device, survey.dtype, survey.model_kwargs
-        )
-        findings = analyse_model(survey, loaded)
-        del loaded
-        yield findings
-
-# %% ../../nbs/analysis/06_survey.ipynb #4e18cf9c
 def analyse_model(survey: Survey, loaded: Sequence[LoadedSource]) -> ModelResults:
-    """All analyses of one model's sources, from one pass over the prompts."""
-    named = [each for each in survey.wanted or () if each.source in {one.source for one in loaded}]
-    for one in loaded:
-        check_selections(one, [each for each in named if each.source == one.source])
-    universal, specific, labels = [], [], []
-    # one SAE is in memory at a time
-    for found in activations(loaded, survey.prompts, survey.tokens, survey.batch_size):
-        asked = found.source in survey.sources
-        if asked and ("universal" in survey.analyses or survey.wanted is None):
-            universal.append(universal_of(found, survey.threshold, survey.activation_threshold))
-        if asked and "labels" in survey.analyses:
-            labels += label_contrasts([found], survey.prompts, survey.activation_threshold)
-        wanted = (
-            named if survey.wanted is not None else selections_from(universal[-1]) if asked else []
-        )
-        if "specific" in survey.analyses and any(each.source == found.source for each in wanted):
-            specific.append(specific_of(found, wanted, survey.prompts))
-    made_by = result_manifest(loaded, survey.prompts, survey.tokens)["sources"]
+    """All analyses of one model's sources, from one pass over the prompts.
+
+    Raises `InputError` for wanted features that a source does not have.
+    """
+    selections = _selections_for(survey, loaded)
+    universal: list[pd.DataFrame] = []
+    specific: list[pd.DataFrame] = []
+    labels: list[pd.DataFrame] = []
+    for seen in activations(loaded, survey.prompts, survey.tokens, survey.batch_size):
+        is_surveyed = seen.source in survey.sources
+        if is_surveyed and ("universal" in survey.analyses or survey.wanted is None):
+            table = universal_of(seen, survey.threshold, survey.activation_threshold)
+            universal.append(table)
+        if is_surveyed and "labels" in survey.analyses:
+            labels += label_contrasts([seen], survey.prompts, survey.activation_threshold)
+        if survey.wanted is None:
+            selections = selections_from(universal[-1]) if is_surveyed else []
+        if "specific" in survey.analyses and _is_selected(seen, selections):
+            specific.append(specific_of(seen, selections, survey.prompts))
+    manifest = result_manifest(loaded, survey.prompts, survey.tokens)
+    contrast_columns = [column for column in LABEL_COLUMNS if column != "q"]
     return ModelResults(
         join_tables(universal, UNIVERSAL_COLUMNS),
         join_tables(specific, SPECIFIC_COLUMNS),
-        join_tables(labels, [column for column in LABEL_COLUMNS if column != "q"]),
-        made_by,
+        join_tables(labels, contrast_columns),
+        manifest["sources"],
     )
 
+
+def _selections_for(survey: Survey, loaded: Sequence[LoadedSource]) -> list[FeatureSelection]:
+    """The wanted features of these sources, checked."""
+    names = {one.source for one in loaded}
+    selections = [selection for selection in survey.wanted or () if selection.source in names]
+    for one in loaded:
+        own = [selection for selection in selections if selection.source == one.source]
+        check_selections(one, own)
+    return selections
+
+
+def _is_selected(seen: Activations, selections: Sequence[FeatureSelection]) -> bool:
+    return any(selection.source == seen.source for selection in selections)
+
+# %% ../../nbs/analysis/06_survey.ipynb #2b5414f7
+def run_survey(survey: Survey) -> Iterator[ModelResults]:
+    """The results of one model after the other.
+
+    Raises `InputError` if an SAE or a model cannot be loaded.
+    """
+    groups = survey.by_model()
+    for sources in groups.values():
+        for source in sources:
+            find_source(source, survey.sae_dir)
+    for sources in groups.values():
+        loaded = load_sources(
+            sources, survey.sae_dir, survey.device, survey.dtype, survey.model_kwargs
+        )
+        results = analyse_model(survey, loaded)
+        del loaded
+        yield results
+
+# %% ../../nbs/analysis/06_survey.ipynb #7c341234
+KINDS = ("universal", "specific", "labels")
+
+
+@dataclass(frozen=True)
+class SurveyOutputs:
+    """Where the tables of a survey are written, as CSV files with manifests."""
+
+    universal: str | Path | None = None  # None: this table is not written
+    specific: str | Path | None = None
+    labels: str | Path | None = None
+    record_prompts: bool = False  # whether active prompts are recorded beside the specific table
+    descriptions: str | Path | None = None  # a CSV that fills the description columns
+    features_file: str | None = None  # the file that named the wanted features, for the manifest
+
+    def paths(self, survey: Survey) -> dict[str, Path]:
+        """The file of each table that the survey makes."""
+        paths = {}
+        for kind in KINDS:
+            path = getattr(self, kind)
+            if path is not None and kind in survey.analyses:
+                paths[kind] = Path(path)
+        return paths
+
+    def unfinished(self) -> SurveyOutputs:
+        """The same files under names that say that models are missing."""
+        names: dict[str, Any] = {}
+        for kind in KINDS:
+            if getattr(self, kind) is not None:
+                path = Path(getattr(self, kind))
+                names[kind] = path.with_name(f"{path.stem}_unfinished{path.suffix}")
+        return replace(self, **names)
+
+    def check(self, survey: Survey) -> None:
+        """Raise `InputError` if a table cannot be written, or descriptions cannot be read."""
+        given = [str(Path(path).resolve()) for path in map(self._path, KINDS) if path]
+        if len(set(given)) < len(given):
+            twice = max(given, key=given.count)
+            raise InputError(f"two outputs have the same name: {twice}; give each its own")
+        if self.descriptions:
+            add_descriptions(pd.DataFrame(columns=UNIVERSAL_COLUMNS), self.descriptions)
+        for path in self.paths(survey).values():
+            if path.is_dir():
+                raise InputError(f"the output {path} is a folder; name a file")
+            check_writable(path.parent)
+
+    def _path(self, kind: str) -> str | Path | None:
+        return getattr(self, kind)
+
+# %% ../../nbs/analysis/06_survey.ipynb #ae3001b8
+def write_survey(survey: Survey, outputs: SurveyOutputs) -> dict[str, pd.DataFrame]:
+    """Run a survey and write its tables, each complete or not at all; returns the tables.
+
+    Raises `InputError` if something cannot be loaded or written; earlier outputs are then as they
+    were, and results of finished models are kept beside them.
+    """
+    outputs.check(survey)
+    results: list[ModelResults] = []
+    kept: list[Path] = []
+    models = len(survey.by_model())
+    try:
+        for model_results in run_survey(survey):
+            results.append(model_results)
+            if len(results) < models:
+                _, kept = _write_results(outputs.unfinished(), survey, results)
+        tables, _ = _write_results(outputs, survey, results)
+    except BaseException as error:
+        if not kept:
+            raise
+        files = ", ".join(str(path) for path in kept if path.suffix == ".csv")
+        note = f"The outputs are unchanged; the results of the models before it are in {files}"
+        if isinstance(error, InputError):
+            raise InputError(f"{error}\n  {note}") from None
+        log.warning(note)
+        raise
+    for path in kept:
+        path.unlink(missing_ok=True)
+    return tables
+
+
+def _write_results(
+    outputs: SurveyOutputs, survey: Survey, results: list[ModelResults]
+) -> tuple[dict[str, pd.DataFrame], list[Path]]:
+    """Write what the models so far gave; returns the tables, and the files that were written."""
+    tables = _joined_tables(outputs, survey, results)
+    facts = result_manifest([], survey.prompts, activation_threshold=survey.activation_threshold)
+    for model_results in results:
+        facts["sources"] |= model_results.made_by
+    features = outputs.features_file or "the universal ones"
+    details: dict[str, dict[str, Any]] = {
+        "universal": {"threshold": survey.threshold},
+        "specific": {"features": features},
+        "labels": {},
+    }
+    files: list[Path] = []
+    for kind, path in outputs.paths(survey).items():
+        files.append(write_table(tables[kind], path, {**facts, **details[kind]}))
+    if "specific" in tables:
+        files += _write_record(
+            outputs, survey, tables["specific"], {**facts, **details["specific"]}
+        )
+    manifests = [path.with_name(f"{path.name}.manifest.json") for path in files]
+    return tables, [*files, *manifests]
+
+
+def _joined_tables(
+    outputs: SurveyOutputs, survey: Survey, results: list[ModelResults]
+) -> dict[str, pd.DataFrame]:
+    """The tables of all models, with corrected p-values and descriptions."""
+    tables = {}
+    for kind in outputs.paths(survey):
+        parts = [getattr(model_results, kind) for model_results in results]
+        tables[kind] = join_tables(parts, list(parts[0].columns))
+    if "labels" in tables and len(tables["labels"]):
+        tables["labels"] = corrected_and_ranked([tables["labels"]])
+    if "universal" in tables and outputs.descriptions:
+        tables["universal"] = add_descriptions(tables["universal"], outputs.descriptions)
+    return tables
+
+
+def _write_record(
+    outputs: SurveyOutputs, survey: Survey, specific: pd.DataFrame, facts: dict[str, Any]
+) -> list[Path]:
+    """Record active prompts if asked to; warn of a record that an earlier run left."""
+    path = outputs.paths(survey)["specific"]
+    record = active_prompts_path(path)
+    if outputs.record_prompts:
+        write_active_prompts(specific, record, survey.activation_threshold)
+        manifest = record.with_name(f"{record.name}.manifest.json")
+        write_json(manifest, {**facts, "of": path.name})
+        return [record]
+    if record.exists():
+        log.warning("%s is of an earlier run; give --record-prompts to replace it", record)
+    return []
+
+# %% ../../nbs/analysis/06_survey.ipynb #1b4389ea
+def model_size(name: str, dtype: torch.dtype, revision: str | None = None) -> tuple[int, Any]:
+    """Bytes of a model's weights, and its configuration; only the configuration is read.
+
+    Raises `InputError` if it cannot be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = str(pocket_folder()) if name == "pocket" else name
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(
+            f"cannot read the configuration of the model {name!r}: {first_line}"
+        ) from None
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return parameters * dtype.itemsize, text_config(network)
+
+
+def sae_size(source: Source, sae_dir: str | None = None) -> int:
+    """Bytes of the files of a source's SAE; 0 if it is not on disk."""
+    path = local_path(source, sae_dir)
+    if path is None:
+        return 0
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
 # %% ../../nbs/analysis/06_survey.ipynb #a76b3bff
+UNKNOWN = float("inf")  # free bytes, where the system does not say
+
+
 @dataclass(frozen=True)
 class SurveyPlan:
-    """What a survey takes of one model."""
+    """The memory that a survey needs for one model."""
 
     name: str
     prompts: int
     sources: int
     weights: int  # bytes of the model's weights, on the device
-    # bytes beside them while prompts are read and latents computed, on the device
-    working: int
-    # bytes of the largest SAE, in main memory; they are there one at a time
-    saes: int
+    working: int  # bytes beside them while prompts are read and latents computed, on the device
+    saes: int  # bytes of the largest SAE, in main memory; they are there one at a time
     loading: int  # bytes beside it for a moment, while it is loaded
     device: str
-    # infinite where the system does not say, and where transformers' own options spread or shrink
-    # the model
-    device_free: float
-    memory_free: float
+    device_free: float  # infinite where unknown, or where transformers spreads the model
+    memory_free: float  # infinite where unknown
 
     def check(self) -> None:
-        """An error when it cannot fit."""
-        main, there = self.saes + self.loading, self.weights + self.working
+        """Raise `InputError` if it cannot fit."""
+        on_device = self.weights + self.working
+        in_memory = self.saes + self.loading
         if self.device == "cpu":
-            main, there = main + there, 0  # all in one memory
-        if there > self.device_free:
+            in_memory += on_device
+            on_device = 0
+        if on_device > self.device_free:
             raise InputError(
-                f"{self.name}: {format_bytes(self.weights + self.working)} are needed on"
-                f" {self.device}, and {format_bytes(self.device_free)} are free; load the model"
-                " quantised, or spread over several devices: "
-                """--model-kwargs '{"device_map": "auto"}'"""
+                f"{self.name}: {format_bytes(on_device)} are needed on {self.device}, and"
+                f" {format_bytes(self.device_free)} are free; load the model quantised, or spread"
+                """ over several devices: --model-kwargs '{"device_map": "auto"}'"""
             )
-        if main > self.memory_free:
+        if in_memory > self.memory_free:
             raise InputError(
-                f"{self.name}: {format_bytes(main)} of main memory are needed, and"
+                f"{self.name}: {format_bytes(in_memory)} of main memory are needed, and"
                 f" {format_bytes(self.memory_free)} are free; analyse smaller SAEs, or on a machine"
                 " with more"
             )
 
     def __str__(self) -> str:
+        plural = "" if self.sources == 1 else "s"
         return (
-            f"{self.name}: {self.sources} SAE{'s' * (self.sources != 1)}, {self.prompts} prompts\n "
-            f" on {self.device:5s} {format_bytes(self.weights)} of weights and up to"
-            f" {format_bytes(self.working)} beside them"
-            + _free(self.device_free)
-            + f"\n  memory   {format_bytes(self.saes)} for the SAE that is looked at,"
-            f" {format_bytes(self.loading)} more while it is loaded" + _free(self.memory_free)
+            f"{self.name}: {self.sources} SAE{plural}, {self.prompts} prompts\n"
+            f"  on {self.device:5s} {format_bytes(self.weights)} of weights and up to"
+            f" {format_bytes(self.working)} beside them{_free(self.device_free)}\n"
+            f"  memory   {format_bytes(self.saes)} for the SAE that is analysed,"
+            f" {format_bytes(self.loading)} more while it is loaded{_free(self.memory_free)}"
         )
 
-# %% ../../nbs/analysis/06_survey.ipynb #77fc054e
+
 def _free(count: float) -> str:
-    return "" if count == float("inf") else f"; {format_bytes(count)} free"
-
-# %% ../../nbs/analysis/06_survey.ipynb #1b4389ea
-def model_size(name: str, dtype: torch.dtype, revision: str | None = None) -> tuple[int, Any]:
-    """Bytes of a model's weights, and its configuration; only the configuration is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from sae_analysis.models.language_model import pocket_folder, text_config
-
-    try:
-        config = AutoConfig.from_pretrained(
-            str(pocket_folder()) if name == "pocket" else name,
-            revision=revision,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read the configuration of the model {name!r}: {str(error).splitlines()[0]}"
-        ) from None
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in network.parameters()) * dtype.itemsize, text_config(network)
-
-# %% ../../nbs/analysis/06_survey.ipynb #691cafdd
-def sae_size(source: Source, sae_dir: str | None = None) -> int:
-    """Bytes of the files of a source's SAE; 0 when it is not on disk."""
-    path = local_path(source, sae_dir)
-    return (
-        0
-        if path is None
-        else (
-            path.stat().st_size
-            if path.is_file()
-            else sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-        )
-    )
+    return "" if count == UNKNOWN else f"; {format_bytes(count)} free"
 
 # %% ../../nbs/analysis/06_survey.ipynb #b03d7af0
 def plan_survey(survey: Survey, d_hidden: int = 131_072) -> list[SurveyPlan]:
-    """What a survey would take of each model.
-
-    SAEs that are not on disk yet are taken to have `d_hidden` latents, and three letters of a
-    prompt to be a token.
-    """
-    from sae_analysis.core.devices import pick_device
-
-    device, plans = pick_device(survey.device), []
-    dtype = (
-        getattr(torch, survey.dtype)
-        if survey.dtype
-        else torch.float32
-        if device == "cpu"
-        else torch.bfloat16
-    )
+    """What a survey would need for each model, without loading anything."""
+    device = pick_device(survey.device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if survey.dtype:
+        dtype = getattr(torch, survey.dtype)
+    plans = []
     for name, sources in survey.by_model().items():
         weights, config = model_size(family_of(name).model, dtype)
-        width = config.hidden_size
-        inner = getattr(config, "intermediate_size", None) or 4 * width
-        longest = min(
-            64 + max(len(prompt.content) for prompt in survey.prompts) // 3,
-            getattr(config, "max_position_embeddings", None) or 1024,
+        sizes = []
+        for source in sources:
+            estimate = 8 * config.hidden_size * d_hidden
+            sizes.append(sae_size(source, survey.sae_dir) or estimate)
+        plan = SurveyPlan(
+            name=name,
+            prompts=len(survey.prompts),
+            sources=len(sources),
+            weights=weights,
+            working=_working_bytes(survey, config, dtype),
+            saes=max(sizes),
+            loading=int(1.5 * max(sizes)),
+            device=device,
+            device_free=_free_on_device(survey, device),
+            memory_free=free_memory() or UNKNOWN,
         )
-        # stream, attention and the inside of one block; logits are never made
-        reading = survey.batch_size * longest * (8 * width + 3 * inner) * dtype.itemsize
-        chunk = 4 * 2**24 + 4 * len(survey.prompts) * (2**24 // max(width, len(survey.prompts))) * 3
-        spread = {"device_map", "quantization_config"} & set(survey.model_kwargs)
-        free = (
-            torch.cuda.mem_get_info()[0]
-            if device.startswith("cuda") and not spread
-            else float("inf")
-        )
-        saes = [sae_size(source, survey.sae_dir) or 8 * width * d_hidden for source in sources]
-        plans.append(
-            SurveyPlan(
-                name,
-                len(survey.prompts),
-                len(sources),
-                weights,
-                max(reading, chunk),
-                max(saes),
-                int(1.5 * max(saes)),
-                device,
-                free,
-                free_memory() or float("inf"),
-            )
-        )
+        plans.append(plan)
     return plans
+
+
+def _working_bytes(survey: Survey, config: Any, dtype: torch.dtype) -> int:
+    """Bytes beside the weights while prompts are read and latents computed."""
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    positions = getattr(config, "max_position_embeddings", None) or 1024
+    letters = max(len(prompt.content) for prompt in survey.prompts)
+    longest = min(64 + letters // 3, positions)
+    reading = survey.batch_size * longest * (8 * width + 3 * inner) * dtype.itemsize
+    elements = 2**24  # of a chunk of latents
+    ids = elements // max(width, len(survey.prompts))
+    chunk = 4 * elements + 4 * len(survey.prompts) * ids * 3
+    return max(reading, chunk)
+
+
+def _free_on_device(survey: Survey, device: str) -> float:
+    is_spread = {"device_map", "quantization_config"} & set(survey.model_kwargs)
+    if not device.startswith("cuda") or is_spread:
+        return UNKNOWN
+    return torch.cuda.mem_get_info()[0]

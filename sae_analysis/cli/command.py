@@ -12,66 +12,63 @@ import os
 import re
 import sys
 import warnings
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
 from ..core.errors import InputError
 from ..core.processes import ProcessLost
 
 # %% auto #0
-__all__ = ['unknown_word', 'Parser', 'run_command', 'parse_layers']
+__all__ = ['unknown_word', 'Parser', 'run_command', 'parse_layers', 'split_names']
 
 # %% ../../nbs/cli/00_command.ipynb #13cdbd29
 def unknown_word(what: str, word: str, known: Sequence[str]) -> str:
-    """The sentence that names what is nearest to a word that is not known."""
+    """A sentence that names the nearest known word to an unknown one."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"unknown {what} {word}" + (f"; did you mean {near[0]}?" if near else ".")
+    if near:
+        return f"unknown {what} {word}; did you mean {near[0]}?"
+    return f"unknown {what} {word}."
 
 # %% ../../nbs/cli/00_command.ipynb #72d3e634
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, and names the flag nearest to one that it does
-    not know.
-    """
+    """A parser that reports an error in one line, and names the flag nearest to an unknown one."""
 
-    afterwards = ""  # what is said of the work when it is interrupted
+    when_interrupted = ""  # what the command says after "interrupted"
 
-    def parse_known_args(
+    def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = list(sys.argv[1:] if args is None else args)
-        flags = [flag for group in self._actions for flag in group.option_strings]
-        # before anything else is found to be missing
-        for word in words[: words.index("--")] if "--" in words else words:
-            flag = word.partition("=")[0]
-            if (
-                re.match(r"--?[A-Za-z]", word)
-                and " " not in flag
-                and not any(each.startswith(flag) for each in flags)
-            ):
-                self.error(unknown_word("flag", flag, flags))
+        self._check_flags(words)
         return super().parse_known_args(words, namespace)
 
-    def error(self, message: str) -> Any:
-        self.exit(
-            2,
-            f"{self.prog}: {message}{'' if message[-1:] in '.?' else '.'} See {self.prog} --help\n",
-        )
+    def _check_flags(self, words: list[str]) -> None:
+        """End with an error if a word looks like a flag and begins none."""
+        known: list[str] = []
+        for action in self._actions:
+            known += action.option_strings
+        end = words.index("--") if "--" in words else len(words)
+        for word in words[:end]:
+            flag = word.partition("=")[0]
+            looks_like_flag = re.match(r"--?[A-Za-z]", word) and " " not in flag
+            if looks_like_flag and not any(name.startswith(flag) for name in known):
+                self.error(unknown_word("flag", flag, known))
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message[-1:] in (".", "?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help\n")
 
 # %% ../../nbs/cli/00_command.ipynb #0f6ae97e
 def run_command(
     work: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None
 ) -> int:
-    """Parses flags, runs `work`, turns input errors into a line; returns the exit status."""
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "15")
+    """Parse flags and do the work; returns the exit status."""
+    args = parser.parse_args(argv)
+    _set_up_output()
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, category, *rest, **more: print(
-                f"note: {message}", file=sys.stderr
-            )
-            work(arguments)
+        with _warnings_as_notes():
+            work(args)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -79,9 +76,30 @@ def run_command(
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted{parser.afterwards}", file=sys.stderr)
+        print(f"\n{parser.prog}: interrupted{parser.when_interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+def _set_up_output() -> None:
+    """Plain log lines, silent HTTP clients, and progress that does not fill log files."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "15")
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Warnings as one line each, without the source line that raised them."""
+
+    def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+        print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 # %% ../../nbs/cli/00_command.ipynb #c40ee963
 def parse_layers(text: str) -> list[int] | None:
@@ -93,6 +111,9 @@ def parse_layers(text: str) -> list[int] | None:
     except ValueError:
         raise InputError(f"--layers is {text!r}; give 'all' or numbers such as 0,6,11") from None
 
-# %% ../../nbs/cli/00_command.ipynb #df66310d
-def _names(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+def split_names(text: str | None) -> list[str] | None:
+    """Names from a list such as `llama,qwen`; None if there are none."""
+    if not text:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip()]

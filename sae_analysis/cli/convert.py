@@ -6,31 +6,35 @@
 from __future__ import annotations
 
 import argparse
+
 from .command import Parser
 
 # %% auto #0
 __all__ = ['convert_parser']
 
 # %% ../../nbs/cli/05_convert.ipynb #52b543a0
-def convert_parser() -> argparse.ArgumentParser:
-    p = Parser(
+def convert_parser() -> Parser:
+    """The flags of `sae_analysis convert`."""
+    parser = Parser(
         prog="sae_analysis convert",
         description=(
             "Write an SAE in another library's format, and check that it is the same function."
         ),
     )
-    p.add_argument("path", help="a checkpoint, a params.npz, or the folder of an SAE")
-    p.add_argument(
+    parser.add_argument("path", help="a checkpoint, a params.npz, or the folder of an SAE")
+    parser.add_argument(
         "--to",
         required=True,
         help="sae_analysis, saelens, dictionary_learning, sparsify or gemma_scope",
     )
-    p.add_argument("--out", default=None, help="where to write it (default: beside it)")
-    p.add_argument("--format", default=None, help="of what is read (default: told from the files)")
-    return p
+    parser.add_argument("--out", default=None, help="where to write it (default: beside it)")
+    parser.add_argument(
+        "--format", default=None, help="of what is read (default: recognised from the files)"
+    )
+    return parser
 
-# %% ../../nbs/cli/05_convert.ipynb #f79cdd06
-def _convert(a: argparse.Namespace) -> None:
+
+def _convert(args: argparse.Namespace) -> None:
     from sae_analysis.saes.formats import convert
 
-    print(convert(a.path, a.to, a.out, a.format))
+    print(convert(args.path, args.to, args.out, args.format))

@@ -8,193 +8,207 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any
+
 from .command import Parser
-from .run_sae_analysis import _run_sae_analysis, run_sae_analysis_parser
+from .run_sae_analysis import report_line
 from ..core.config import ExtractConfig, SAEConfig, TrainConfig
 from ..core.devices import pick_device, seed_everything
 from ..core.files import check_writable, write_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_analysis.extractor.store import ActivationStore
+    from sae_analysis.interpreter.evaluation import Quality
+    from sae_analysis.loaders.documents import Corpus, Document
+    from sae_analysis.loaders.prompts import Prompt
+    from sae_analysis.models.language_model import LanguageModel
+
 # %% auto #0
-__all__ = ['demo_parser', 'demo_prompts']
+__all__ = ['Demo', 'demo_parser', 'demo_from', 'demo_prompts']
 
 # %% ../../nbs/cli/03_demo.ipynb #f0b36a75
-def demo_parser() -> argparse.ArgumentParser:
-    p = Parser(
+@dataclass(frozen=True)
+class Demo:
+    """What the demo does; the field names are those of its flags."""
+
+    out: Path
+    layer: int
+    num_tokens: int
+    d_hidden: int
+    epochs: int
+    heldout_documents: int
+    device: str
+
+
+def demo_parser() -> Parser:
+    """The demo's flags."""
+    parser = Parser(
         prog="sae_analysis demo",
         description="Train, explain and analyse an SAE on the pocket model, offline.",
     )
-    p.afterwards = "; the same command goes on from what is on disk"
-    p.add_argument(
+    parser.when_interrupted = "; run the same command again to resume"
+    parser.add_argument(
         "--out", default="demo_output", help="the folder to write (default: demo_output)"
     )
-    p.add_argument("--layer", type=int, default=2, help="layer of the pocket model (default: 2)")
-    p.add_argument(
+    parser.add_argument(
+        "--layer", type=int, default=2, help="layer of the pocket model (default: 2)"
+    )
+    parser.add_argument(
         "--num-tokens", type=int, default=600_000, help="tokens to train on (default: 600000)"
     )
-    p.add_argument("--d-hidden", type=int, default=2048, help="latents (default: 2048)")
-    p.add_argument("--epochs", type=int, default=2, help="passes over them (default: 2)")
-    p.add_argument(
+    parser.add_argument("--d-hidden", type=int, default=2048, help="latents (default: 2048)")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over them (default: 2)")
+    parser.add_argument(
         "--heldout-documents",
         type=int,
         default=500,
         help="documents to measure and explain it on (default: 500)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--device", default=None, help="cpu, cuda or mps (default: the best this machine has)"
     )
-    return p
+    return parser
 
-# %% ../../nbs/cli/03_demo.ipynb #b2a4e9d5
-def demo_prompts(documents: Sequence[Any], each: int = 12) -> list[Any]:
-    """Questions about held-out documentation, the same number of each label."""
-    from sae_analysis.loaders.docs import question_of
 
-    found: dict[str, list[Any]] = {}
-    for prompt in filter(None, map(question_of, documents)):
-        found.setdefault(prompt.label, []).append(prompt)
-    return [prompt for label in sorted(found) for prompt in found[label][:each]]
-
-# %% ../../nbs/cli/03_demo.ipynb #c41b0ee4
-def _demo(a: argparse.Namespace) -> None:
-    from sae_analysis.interpreter.evaluation import checklist, evaluate
-    from sae_analysis.explorer.feature_explorer import FeatureExplorer
-    from sae_analysis.interpreter.features import interpret
-    from sae_analysis.loaders.docs import DocsCorpus
-    from sae_analysis.models.language_model import load_model
-    from sae_analysis.trainer.runs import train
-
-    out, device = check_writable(a.out), pick_device(a.device)
-    seed_everything(0)
-    corpus, model = DocsCorpus(), load_model("pocket", device)
-    model.check_layers([a.layer])
-    print(f"1/5  reading {a.num_tokens:,} tokens of documentation with the pocket model")
-    store = _demo_states(model, corpus, a, out / "hidden_states")
-    print(f"2/5  training a JumpReLU SAE with {a.d_hidden:,} latents on layer {a.layer}")
-    settings = TrainConfig(epochs=a.epochs, batch_size=1024)
-    run = train(
-        store,
-        SAEConfig(d_model=store.d_model, d_hidden=a.d_hidden),
-        settings,
-        out / "checkpoints",
-        device,
-    )
-    print("3/5  measuring it on held-out documentation")
-    heldout = list(islice(corpus.heldout(), a.heldout_documents))
-    run.sae.to(device)
-    quality = evaluate(run.sae, model, heldout, a.layer, loss_tokens=10_000)
-    print("4/5  gathering evidence for every feature")
-    features = interpret(run.sae, model, heldout, a.layer, max_tokens=100_000)
-    interpretations = features.save(
-        out / "interpretations" / f"layer_{a.layer}_interpretations.json"
-    )
-    FeatureExplorer(features).to_html(out / "features.html")
-    print("5/5  analysing where the assistant begins to speak")
-    universal, prompts = _demo_analysis(out, a.layer, heldout, device)
-    targets = checklist(quality, run.history, settings, interpretations.exists())
-    _demo_report(out, a, quality, run.history, features, universal, prompts, targets, len(store))
+def demo_from(args: argparse.Namespace) -> Demo:
+    """The demo that the flags ask for; makes its folder."""
+    options = {**vars(args), "out": check_writable(args.out), "device": pick_device(args.device)}
+    return Demo(**options)
 
 # %% ../../nbs/cli/03_demo.ipynb #b0e52fe7
-def _demo_states(model: Any, corpus: Any, a: argparse.Namespace, folder: Path) -> Any:
-    """The demo's activations.
-
-    Those of an earlier demo are used again, or replaced when the model or the documentation has
-    changed since.
-    """
-    from sae_analysis.extractor.store import ShardFolder
+def _demo_states(demo: Demo, model: LanguageModel, corpus: Corpus) -> ActivationStore:
+    """The demo's activations, new or those of an earlier demo."""
     from sae_analysis.extractor.extraction import extract, layer_folder, run_identity
+    from sae_analysis.extractor.store import ShardFolder
 
-    earlier = ShardFolder(layer_folder(folder, a.layer)).manifest
-    config = ExtractConfig(num_tokens=a.num_tokens, context_length=model.context_length)
-    now = json.loads(json.dumps(run_identity(model, corpus, config)))
-    if earlier and any(
-        earlier.get(key) != value for key, value in now.items() if key != "shard_windows"
-    ):
+    folder = demo.out / "hidden_states"
+    earlier = ShardFolder(layer_folder(folder, demo.layer)).manifest
+    config = ExtractConfig(num_tokens=demo.num_tokens, context_length=model.context_length)
+    identity = json.loads(json.dumps(run_identity(model, corpus, config)))
+    del identity["shard_windows"]
+    if earlier and any(earlier.get(key) != value for key, value in identity.items()):
         print(
-            "     the model or the documentation has changed since the last demo: its activations"
-            " are made anew"
+            "     the model or the documentation has changed since the last demo: activations are"
+            " extracted again"
         )
         shutil.rmtree(folder)
-    return extract(model, corpus, [a.layer], a.num_tokens, folder)[a.layer]
+    return extract(model, corpus, [demo.layer], demo.num_tokens, folder)[demo.layer]
 
-# %% ../../nbs/cli/03_demo.ipynb #8bfb4c21
-def _demo_analysis(out: Path, layer: int, heldout: Sequence[Any], device: str) -> tuple[Any, int]:
+# %% ../../nbs/cli/03_demo.ipynb #b2a4e9d5
+def demo_prompts(documents: Sequence[Document], each: int = 12) -> list[Prompt]:
+    """Questions about documentation, at most `each` of each label, in the order of labels."""
+    from sae_analysis.loaders.docs import question_of
+
+    by_label: dict[str, list[Prompt]] = {}
+    for document in documents:
+        prompt = question_of(document)
+        if prompt is not None:
+            by_label.setdefault(prompt.label, []).append(prompt)
+    prompts: list[Prompt] = []
+    for label in sorted(by_label):
+        prompts += by_label[label][:each]
+    return prompts
+
+
+def _demo_analysis(demo: Demo, prompts: list[Prompt]) -> pd.DataFrame:
+    """Analyse where the assistant begins to speak; returns the universal features."""
     import pandas as pd
 
-    prompts = demo_prompts(heldout)
-    write_text(
-        out / "prompts.jsonl",
-        "".join(json.dumps({"content": p.content, "label": p.label}) + "\n" for p in prompts),
+    from sae_analysis.analysis.survey import Survey, SurveyOutputs, chosen_sources, write_survey
+    from sae_analysis.loaders.prompts import load_prompts
+
+    lines = [json.dumps({"content": prompt.content, "label": prompt.label}) for prompt in prompts]
+    write_text(demo.out / "prompts.jsonl", "".join(f"{line}\n" for line in lines))
+    survey = Survey(
+        prompts=load_prompts(demo.out / "prompts.jsonl"),
+        sources=chosen_sources(["pocket"], [demo.layer]),
+        sae_dir=str(demo.out / "checkpoints"),
+        device=demo.device,
     )
-    _run_sae_analysis(
-        run_sae_analysis_parser().parse_args(
-            [
-                "--analysis",
-                "both",
-                "--models",
-                "pocket",
-                "--layers",
-                str(layer),
-                "--sae-dir",
-                str(out / "checkpoints"),
-                "--device",
-                device,
-                "--prompts-path",
-                str(out / "prompts.jsonl"),
-                "--universal-output",
-                str(out / "universal.csv"),
-                "--specific-output",
-                str(out / "specific.csv"),
-                "--record-prompts",
-            ]
-        )
+    outputs = SurveyOutputs(
+        universal=demo.out / "universal.csv",
+        specific=demo.out / "specific.csv",
+        record_prompts=True,
     )
-    return pd.read_csv(out / "universal.csv", keep_default_na=False), len(prompts)
+    tables = write_survey(survey, outputs)
+    for kind, path in outputs.paths(survey).items():
+        print(report_line(kind, tables[kind], path))
+    return pd.read_csv(demo.out / "universal.csv", keep_default_na=False)
 
 # %% ../../nbs/cli/03_demo.ipynb #cf1b454f
-def _demo_report(
-    out: Path,
-    a: argparse.Namespace,
-    quality: Any,
-    history: dict[str, Any],
-    features: Any,
-    universal: Any,
-    prompts: int,
-    targets: Any,
-    rows: int,
-) -> None:
-    from sae_analysis.explorer.report import report_html
-
-    lead = (
-        f"A JumpReLU SAE with {a.d_hidden:,} latents on layer {a.layer} of the pocket model,"
-        f" trained on {rows:,} tokens of the documentation installed on this machine, measured and"
-        f" explained on {quality.figures['rows']:,} tokens it has not seen."
-    )
-    write_text(
-        out / "report.html",
-        report_html(
-            "The pocket model, explained",
-            lead,
-            targets,
-            quality,
-            history,
-            features,
-            universal,
-            prompts,
-        ),
-    )
+def _print_checklist(targets: pd.DataFrame) -> None:
+    """Print the training guide's checklist, and why one target cannot be met with the others."""
     print("\nThe training guide's checklist, on held-out text:\n")
-    print(
-        targets.assign(met=targets.met.map({True: "met", False: "NOT met"})).to_string(index=False)
-    )
+    met = targets.met.map({True: "met", False: "NOT met"})
+    print(targets.assign(met=met).to_string(index=False))
     if not targets.met.all():
         print(
             "\nA loss below 0.01 at 50 to 100 active features would mean rebuilding 99% of the"
             " stream from them; no SAE of this size does. We keep the sparsity."
         )
+
+
+def _lead(demo: Demo, rows: int, quality: Quality) -> str:
+    """The first sentence of the report."""
+    return (
+        f"A JumpReLU SAE with {demo.d_hidden:,} latents on layer {demo.layer} of the pocket model,"
+        f" trained on {rows:,} tokens of the documentation installed on this machine, measured and"
+        f" explained on {quality.figures['rows']:,} tokens it has not seen."
+    )
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from sae_analysis.explorer.feature_explorer import FeatureExplorer
+    from sae_analysis.explorer.report import report_html
+    from sae_analysis.interpreter.evaluation import checklist, evaluate
+    from sae_analysis.interpreter.features import interpret
+    from sae_analysis.loaders.docs import DocsCorpus
+    from sae_analysis.models.language_model import load_model
+    from sae_analysis.trainer.runs import train
+
+    demo = demo_from(args)
+    seed_everything(0)
+    corpus = DocsCorpus()
+    model = load_model("pocket", demo.device)
+    model.check_layers([demo.layer])
+    print(f"1/5  reading {demo.num_tokens:,} tokens of documentation with the pocket model")
+    store = _demo_states(demo, model, corpus)
+    print(f"2/5  training a JumpReLU SAE with {demo.d_hidden:,} latents on layer {demo.layer}")
+    sae_config = SAEConfig(d_model=store.d_model, d_hidden=demo.d_hidden)
+    train_config = TrainConfig(epochs=demo.epochs, batch_size=1024)
+    run = train(store, sae_config, train_config, demo.out / "checkpoints", demo.device)
+    print("3/5  measuring it on held-out documentation")
+    heldout = list(islice(corpus.heldout(), demo.heldout_documents))
+    run.sae.to(demo.device)
+    quality = evaluate(run.sae, model, heldout, demo.layer, loss_tokens=10_000)
+    print("4/5  gathering evidence for every feature")
+    features = interpret(run.sae, model, heldout, demo.layer, max_tokens=100_000)
+    name = f"layer_{demo.layer}_interpretations.json"
+    interpretations = features.save(demo.out / "interpretations" / name)
+    FeatureExplorer(features).to_html(demo.out / "features.html")
+    print("5/5  analysing where the assistant begins to speak")
+    prompts = demo_prompts(heldout)
+    universal = _demo_analysis(demo, prompts)
+    targets = checklist(quality, run.history, train_config, interpretations.exists())
+    page = report_html(
+        "The pocket model, explained",
+        _lead(demo, len(store), quality),
+        targets,
+        quality,
+        run.history,
+        features,
+        universal,
+        len(prompts),
+    )
+    write_text(demo.out / "report.html", page)
+    _print_checklist(targets)
     print(
-        f"\nOpen {out / 'report.html'} in a browser; {out / 'features.html'} has a thousand features to"
-        " look through."
+        f"\nOpen {demo.out / 'report.html'} in a browser; {demo.out / 'features.html'} has a"
+        " thousand features to look through."
     )

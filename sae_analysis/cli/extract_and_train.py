@@ -6,60 +6,83 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Sequence
-from .command import parse_layers, Parser, run_command
-from ..core.config import ExtractConfig, load_config, SAEConfig, sets_key, TrainConfig
-from ..core.devices import pick_device, seed_everything
+from typing import TYPE_CHECKING, Any
+
+from .command import Parser, parse_layers, run_command
+from ..core.config import ExtractConfig, SAEConfig, TrainConfig, load_config, sets_key
+from ..core.devices import compute_dtype, pick_device, seed_everything
 from ..core.errors import InputError, log
 from ..core.files import check_writable
 from ..core.processes import join_processes, rank_device
 from ..core.remote import as_path, is_remote, writable_folder
 
+if TYPE_CHECKING:
+    from sae_analysis.extractor.store import RowStore
+    from sae_analysis.loaders.documents import Corpus
+    from sae_analysis.models.language_model import LanguageModel
+    from sae_analysis.trainer.checkpoints import TrainRun
+
 # %% auto #0
-__all__ = ['extract_and_train_parser', 'open_corpus', 'reading_dtype', 'stored_layers', 'extract_and_train']
+__all__ = ['extract_and_train_parser', 'Job', 'job_from', 'reading_dtype', 'open_corpus', 'stored_layers', 'extract_and_train']
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #ff01a70e
-def extract_and_train_parser() -> argparse.ArgumentParser:
-    """The guide's flags."""
-    p = Parser(
+def extract_and_train_parser() -> Parser:
+    """The training guide's flags, and more."""
+    parser = Parser(
         prog="extract_and_train",
         description=(
             "Extract residual-stream activations and train one sparse autoencoder per layer."
         ),
     )
-    p.afterwards = "; the same command goes on from what is on disk"
-    p.add_argument("--layers", default="all", help="'all', or layers such as 0,6,11 (default: all)")
-    p.add_argument(
+    parser.when_interrupted = "; run the same command again to resume"
+    _add_guide_flags(parser)
+    _add_mode_flags(parser)
+    _add_source_flags(parser)
+    _add_training_flags(parser)
+    return parser
+
+
+def _add_guide_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--layers", default="all", help="'all', or layers such as 0,6,11 (default: all)"
+    )
+    parser.add_argument(
         "--num-tokens", type=int, default=10_000_000, help="tokens to extract (default: 10000000)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--batch-size-extract", type=int, default=8, help="windows in one forward pass (default: 8)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--device", default=None, help="cpu, cuda or mps (default: the best this machine has)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--cache-dir",
         default="./data/cache",
         help=(
-            "activations and downloads; activations may lie far away, such as s3://bucket/run"
-            " (default: ./data/cache)"
+            "activations and downloads; activations may be in an object store, such as"
+            " s3://bucket/run (default: ./data/cache)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--save-dir",
         default="./models/checkpoints",
         help="checkpoints and histories (default: ./models/checkpoints)",
     )
-    p.add_argument("--config", default=None, help="YAML with the sections sae and sae_training")
-    p.add_argument(
+    parser.add_argument(
+        "--config", default=None, help="YAML with the sections sae and sae_training"
+    )
+
+
+def _add_mode_flags(parser: Parser) -> None:
+    parser.add_argument(
         "--plan",
         action="store_true",
-        help="say what the extraction would take (disk, memory, time), and do nothing",
+        help="report what the extraction would take (disk, memory, time), and do nothing",
     )
-    p.add_argument(
+    parser.add_argument(
         "--on-the-fly",
         action="store_true",
         help=(
@@ -67,60 +90,170 @@ def extract_and_train_parser() -> argparse.ArgumentParser:
             " disk"
         ),
     )
-    p.add_argument("--extract-only", action="store_true", help="extract, do not train")
-    p.add_argument(
-        "--train-only", action="store_true", help="train on activations that are already there"
+    parser.add_argument("--extract-only", action="store_true", help="extract, do not train")
+    parser.add_argument(
+        "--train-only", action="store_true", help="train on activations that exist already"
     )
-    p.add_argument(
-        "--model", default="gpt2", help="a model of the Hub, a folder, or 'pocket' (default: gpt2)"
+
+
+def _add_source_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--model",
+        default="gpt2",
+        help="a model on the Hub, a folder, or 'pocket' (default: gpt2)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--dtype",
         default=None,
         choices=("float32", "bfloat16"),
         help=(
-            "what the model is computed in (default: that of activations that are already there, or"
+            "what the model computes in (default: that of activations that exist already, or"
             " bfloat16 where the processor multiplies it fast, float32 elsewhere)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--corpus",
         default="wikipedia",
         help="wikipedia, docs, or a file or folder of text (default: wikipedia)",
     )
-    p.add_argument(
+
+
+def _add_training_flags(parser: Parser) -> None:
+    parser.add_argument(
         "--resume",
         default="auto",
         choices=("auto", "never", "anyway"),
         help=(
-            "unfinished training: auto goes on when the settings agree, never starts anew, anyway"
-            " goes on with changed settings; a finished SAE with other settings is replaced"
+            "unfinished training: auto resumes if the settings agree, never starts over, anyway"
+            " resumes with changed settings; a finished SAE with other settings is replaced"
             " (default: auto)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--together",
         action="store_true",
         help="train the layers side by side instead of one after the other",
     )
-    p.add_argument(
+    parser.add_argument(
         "--data-parallel",
         action="store_true",
         help="under torchrun: split each batch over the processes, instead of the layers",
     )
-    p.add_argument(
+    parser.add_argument(
         "--tensorboard", default=None, metavar="DIR", help="write training curves for TensorBoard"
     )
-    p.add_argument(
-        "--strict", action="store_true", help="fail when the corpus ends before --num-tokens"
+    parser.add_argument(
+        "--strict", action="store_true", help="fail if the corpus ends before --num-tokens"
     )
-    return p
 
-# %% ../../nbs/cli/01_extract_and_train.ipynb #03518944
-def open_corpus(name: str, cache_dir: str | Path | None = None) -> Any:
-    """The corpus that `--corpus` names."""
-    from sae_analysis.loaders.docs import DocsCorpus
+# %% ../../nbs/cli/01_extract_and_train.ipynb #3c9f4841
+@dataclass(frozen=True)
+class Job:
+    """What `extract_and_train` is asked to do."""
+
+    layers: list[int] | None  # None: all
+    model: str
+    corpus: str
+    dtype: str | None
+    device: str
+    cache_dir: str
+    save_dir: str
+    config_file: str | None
+    extract_config: ExtractConfig
+    sae_config: SAEConfig
+    train_config: TrainConfig
+    plan: bool
+    on_the_fly: bool
+    extracts: bool
+    trains: bool
+    resume: str
+    together: bool
+    data_parallel: bool
+    tensorboard: str | None
+
+    @property
+    def states(self) -> Any:
+        """The folder of activations, on disk or in an object store."""
+        return as_path(self.cache_dir) / "hidden_states"
+
+    @property
+    def downloads(self) -> str | None:
+        """Where downloaded text goes; None for the usual place, if activations are remote."""
+        return None if is_remote(as_path(self.cache_dir)) else self.cache_dir
+
+    @property
+    def d_model_is_set(self) -> bool:
+        """Whether the configuration file sets the SAE's width."""
+        return sets_key(self.config_file, "sae", "d_model")
+
+
+def job_from(args: argparse.Namespace) -> Job:
+    """The job that the flags ask for; raises `InputError` for flags that contradict each other."""
+    layers = parse_layers(args.layers)
+    sae_config, train_config = load_config(args.config)
+    _check_flags(args)
+    extract_config = ExtractConfig(
+        num_tokens=args.num_tokens, batch_size=args.batch_size_extract, strict=args.strict
+    )
+    return Job(
+        layers=layers,
+        model=args.model,
+        corpus=args.corpus,
+        dtype=args.dtype,
+        device=pick_device(args.device),
+        cache_dir=args.cache_dir,
+        save_dir=args.save_dir,
+        config_file=args.config,
+        extract_config=extract_config,
+        sae_config=sae_config,
+        train_config=train_config,
+        plan=args.plan,
+        on_the_fly=args.on_the_fly,
+        extracts=not args.train_only,
+        trains=not (args.extract_only or args.plan),
+        resume=args.resume,
+        together=args.together or args.on_the_fly,  # one pass serves all layers
+        data_parallel=args.data_parallel,
+        tensorboard=args.tensorboard,
+    )
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.plan and args.train_only:
+        raise InputError("--plan is about extraction, which --train-only leaves out")
+    if args.on_the_fly and (args.extract_only or args.train_only or args.plan):
+        raise InputError(
+            "--on-the-fly extracts and trains at once; it excludes --extract-only, --train-only and"
+            " --plan"
+        )
+    if args.on_the_fly and join_processes().world > 1:
+        raise InputError(
+            "--on-the-fly works in one process; extract first, then train under torchrun"
+        )
+    if args.extract_only and args.train_only:
+        raise InputError(
+            "--extract-only and --train-only exclude each other; give neither to do both"
+        )
+    if args.num_tokens < 1 or args.batch_size_extract < 1:
+        raise InputError("--num-tokens and --batch-size-extract must be at least 1")
+
+# %% ../../nbs/cli/01_extract_and_train.ipynb #a96bb072
+def reading_dtype(job: Job) -> str:
+    """What the model computes in: `--dtype`, or as existing activations, or the faster."""
+    from sae_analysis.extractor.extraction import layer_folder
+    from sae_analysis.extractor.store import ShardFolder
+
+    existing = None
+    if not job.on_the_fly:
+        existing = ShardFolder(layer_folder(job.states, None)).manifest.get("computed_in")
+    fastest = str(compute_dtype(job.device)).removeprefix("torch.")
+    return job.dtype or existing or fastest
+
+
+def open_corpus(name: str, cache_dir: str | Path | None = None) -> Corpus:
+    """The corpus that `--corpus` names; raises `InputError` if it cannot be read."""
     from sae_analysis.loaders.corpora import TextCorpus, WikipediaCorpus
+    from sae_analysis.loaders.docs import DocsCorpus
 
     if name == "docs":
         return DocsCorpus()
@@ -128,204 +261,145 @@ def open_corpus(name: str, cache_dir: str | Path | None = None) -> Any:
         return WikipediaCorpus(cache_dir).load()
     return TextCorpus(name)
 
-# %% ../../nbs/cli/01_extract_and_train.ipynb #3cf81b54
-def _downloads(a: argparse.Namespace) -> str | None:
-    """Where downloaded text lies:
 
-    beside the activations, or where `datasets` keeps it when these lie far away.
-    """
-    return None if is_remote(as_path(a.cache_dir)) else a.cache_dir
-
-# %% ../../nbs/cli/01_extract_and_train.ipynb #cadc0cba
-def _extract_and_train(a: argparse.Namespace) -> None:
-    layers, (sae_config, train_config) = parse_layers(a.layers), load_config(a.config)
-    if a.plan and a.train_only:
-        raise InputError("--plan is about extraction, which --train-only leaves out")
-    if a.on_the_fly and (a.extract_only or a.train_only or a.plan):
-        raise InputError(
-            "--on-the-fly extracts and trains at once; it excludes --extract-only, --train-only and"
-            " --plan"
-        )
-    if a.on_the_fly and join_processes().world > 1:
-        raise InputError(
-            "--on-the-fly works in one process; extract first, then train under torchrun"
-        )
-    if a.extract_only and a.train_only:
-        raise InputError(
-            "--extract-only and --train-only exclude each other; give neither to do both"
-        )
-    if a.num_tokens < 1 or a.batch_size_extract < 1:
-        raise InputError("--num-tokens and --batch-size-extract must be at least 1")
-    device, states = pick_device(a.device), as_path(a.cache_dir) / "hidden_states"
-    if not (a.plan or a.train_only or a.on_the_fly):
-        writable_folder(states)
-    if not (a.plan or a.extract_only):
-        check_writable(a.save_dir)
-    if a.on_the_fly:
-        return _train(_live(a, layers, device, sae_config), a, device, sae_config, train_config)
-    if not a.train_only:
-        layers = _extract(a, layers, device, states, sae_config)
-    if not (a.plan or a.extract_only):
-        _train(_stored(layers, states, a), a, device, sae_config, train_config)
-
-# %% ../../nbs/cli/01_extract_and_train.ipynb #a96bb072
-def reading_dtype(a: argparse.Namespace, device: str) -> str:
-    """What the model is computed in:
-
-    what `--dtype` says, what activations that are there were computed in, or the faster.
-    """
-    from sae_analysis.extractor.store import ShardFolder
-    from sae_analysis.extractor.extraction import layer_folder
-    from sae_analysis.core.devices import compute_dtype
-
-    there = (
-        None
-        if a.on_the_fly
-        else ShardFolder(layer_folder(as_path(a.cache_dir) / "hidden_states", None)).manifest.get(
-            "computed_in"
-        )
-    )
-    return a.dtype or there or str(compute_dtype(device))[6:]
-
-# %% ../../nbs/cli/01_extract_and_train.ipynb #f8c7c763
-def _model_and_layers(
-    a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig
-) -> tuple[Any, list[int]]:
+def _load_model(job: Job) -> tuple[LanguageModel, list[int]]:
+    """The model, and the layers of it that are wanted."""
     from sae_analysis.models.language_model import load_model
 
-    model = load_model(a.model, rank_device(device), reading_dtype(a, device))
-    if (
-        sets_key(a.config, "sae", "d_model")
-        and not a.extract_only
-        and sae_config.d_model != model.d_model
-    ):
+    model = load_model(job.model, rank_device(job.device), reading_dtype(job))
+    width = job.sae_config.d_model
+    if job.d_model_is_set and (job.trains or job.plan) and width != model.d_model:
         raise InputError(
-            f"{a.config}: sae.d_model is {sae_config.d_model}, but {a.model} has width"
+            f"{job.config_file}: sae.d_model is {width}, but {job.model} has width"
             f" {model.d_model}; set d_model: {model.d_model}"
         )
-    return model, model.check_layers(range(model.n_layers) if layers is None else layers)
+    layers = range(model.n_layers) if job.layers is None else job.layers
+    return model, model.check_layers(layers)
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #2676e1a9
-def _extract(
-    a: argparse.Namespace,
-    layers: list[int] | None,
-    device: str,
-    states: Path,
-    sae_config: SAEConfig,
-) -> list[int]:
+def _extract(job: Job) -> list[int]:
+    """Print the plan and extract; returns the layers."""
     from sae_analysis.extractor.extraction import extract
     from sae_analysis.extractor.planning import plan_extraction
 
-    # a mistake in it is found before the model is loaded
-    corpus = open_corpus(a.corpus, _downloads(a))
-    model, layers = _model_and_layers(a, layers, device, sae_config)
-    if join_processes(device).first:
-        planned = plan_extraction(model, corpus, layers, out=states, config=_extract_config(a))
-        print(planned)
-        planned.check()
-    if a.plan:
-        return layers
-    stores = extract(model, corpus, layers, out=states, config=_extract_config(a))
-    for store in stores.values():
-        print(store)
+    corpus = open_corpus(job.corpus, job.downloads)  # a mistake in it costs no loading of a model
+    model, layers = _load_model(job)
+    config = job.extract_config
+    if join_processes(job.device).first:
+        plan = plan_extraction(model, corpus, layers, out=job.states, config=config)
+        print(plan)
+        plan.check()
+    if not job.plan:
+        for store in extract(model, corpus, layers, out=job.states, config=config).values():
+            print(store)
     return layers
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #0d416a9c
-def _extract_config(a: argparse.Namespace) -> ExtractConfig:
-    """The settings of extraction that the flags give."""
-    return ExtractConfig(num_tokens=a.num_tokens, batch_size=a.batch_size_extract, strict=a.strict)
-
-
-def _live(
-    a: argparse.Namespace, layers: list[int] | None, device: str, sae_config: SAEConfig
-) -> list[Any]:
+def _live_stores(job: Job) -> list[RowStore]:
     from sae_analysis.extractor.live import live_stores
 
-    corpus = open_corpus(a.corpus, _downloads(a))
-    model, layers = _model_and_layers(a, layers, device, sae_config)
-    a.together = True  # one pass serves all layers
-    return list(live_stores(model, corpus, layers, config=_extract_config(a)).values())
+    corpus = open_corpus(job.corpus, job.downloads)
+    model, layers = _load_model(job)
+    return list(live_stores(model, corpus, layers, config=job.extract_config).values())
 
-# %% ../../nbs/cli/01_extract_and_train.ipynb #309048b0
+
 def stored_layers(states: Path) -> list[int]:
-    """The layers whose activations lie below `states`, in either format."""
-    found = {
-        int(path.name.split("_")[1])
-        for path in states.glob("layer_*_states*")
-        if path.name.split("_")[1].isdigit()
-    }
-    if not found:
+    """The layers whose activations are in a folder, in either format.
+
+    Raises `InputError` if there are none.
+    """
+    layers = set()
+    for path in states.glob("layer_*_states*"):
+        number = path.name.split("_")[1]
+        if number.isdigit():
+            layers.add(int(number))
+    if not layers:
         raise InputError(
             f"no activations found; tried {states}/layer_*_states and {states}/layer_*_states.pt."
             " Run extract_and_train --extract-only first, or give --cache-dir"
         )
-    return sorted(found)
+    return sorted(layers)
 
-# %% ../../nbs/cli/01_extract_and_train.ipynb #088fe76f
-def _stored(layers: list[int] | None, states: Path, a: argparse.Namespace) -> list[Any]:
-    """The stores to train on: all are there, before any is trained on."""
+
+def _open_stores(job: Job, layers: list[int] | None) -> list[RowStore]:
+    """The stores to train on; all exist before any is trained on."""
     from sae_analysis.extractor.store import open_store
 
-    stores = {
-        layer: open_store(states / f"layer_{layer}_states")
-        for layer in (stored_layers(states) if layers is None else layers)
-    }
-    for layer, store in stores.items():
+    layers = stored_layers(job.states) if layers is None else layers
+    stores = [open_store(job.states / f"layer_{layer}_states") for layer in layers]
+    for layer, store in zip(layers, stores):
         if store.layer not in (None, layer):
             raise InputError(
                 f"{store.path} says that it holds layer {store.layer}, not layer {layer}; rename it"
             )
         store.layer = layer
-        if a.train_only and "shards" in store.manifest and "corpus_ended" not in store.manifest:
+        if not job.extracts and _is_unfinished(store):
             log.warning(
                 "%s: its extraction is unfinished; training on the %s tokens that are there",
                 store.path,
                 f"{len(store):,}",
             )
-    return [store if a.train_only else store.head(a.num_tokens) for store in stores.values()]
+    if not job.extracts:
+        return list(stores)
+    return [store.head(job.extract_config.num_tokens) for store in stores]
+
+
+def _is_unfinished(store: RowStore) -> bool:
+    return "shards" in store.manifest and "corpus_ended" not in store.manifest
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #3c98d6c6
-def _train(
-    stores: list[Any],
-    a: argparse.Namespace,
-    device: str,
-    sae_config: SAEConfig,
-    train_config: TrainConfig,
-) -> None:
-    from sae_analysis.trainer.health import health
+def _train(job: Job, stores: list[RowStore]) -> None:
+    """Train the SAEs of all stores and print what came of it."""
     from sae_analysis.trainer.runs import train_saes
 
-    seed_everything(train_config.seed)
-    fitting = (
-        sae_config
-        if sets_key(a.config, "sae", "d_model")
-        else replace(sae_config, d_model=stores[0].d_model)
-    )
-    share_layers = join_processes(device).world > 1 and not a.data_parallel
-    for group in [stores] if a.together or share_layers else [[store] for store in stores]:
-        for run in train_saes(
+    seed_everything(job.train_config.seed)
+    sae_config = job.sae_config
+    if not job.d_model_is_set:
+        sae_config = replace(sae_config, d_model=stores[0].d_model)
+    processes_share_layers = join_processes(job.device).world > 1 and not job.data_parallel
+    if job.together or processes_share_layers:
+        groups = [stores]
+    else:
+        groups = [[store] for store in stores]
+    for group in groups:
+        runs = train_saes(
             group,
-            fitting,
-            train_config,
-            a.save_dir,
-            device,
-            resume=a.resume,
-            data_parallel=a.data_parallel,
-            tensorboard=a.tensorboard,
-        ).values():
-            report = health(run)
-            print(
-                run,
-                *(
-                    f"  {row.check}: {row.measured}, wanted {row.wanted}; {row.advice}"
-                    for row in (
-                        report[~report.well].rename(columns={"what to do": "advice"}).itertuples()
-                    )
-                ),
-                sep="\n",
-            )
+            sae_config,
+            job.train_config,
+            job.save_dir,
+            job.device,
+            resume=job.resume,
+            data_parallel=job.data_parallel,
+            tensorboard=job.tensorboard,
+        )
+        for run in runs.values():
+            print(run)
+            _print_advice(run)
+
+
+def _print_advice(run: TrainRun) -> None:
+    """One line for each check of the run's health that failed."""
+    from sae_analysis.trainer.health import health_checks
+
+    for check in health_checks(run.history):
+        if not check.ok:
+            print(f"  {check.check}: {check.measured}, wanted {check.wanted}; {check.advice}")
 
 # %% ../../nbs/cli/01_extract_and_train.ipynb #f257cc20
+def _extract_and_train(args: argparse.Namespace) -> None:
+    job = job_from(args)
+    if job.extracts and not (job.plan or job.on_the_fly):
+        writable_folder(job.states)
+    if job.trains:
+        check_writable(job.save_dir)
+    if job.on_the_fly:
+        _train(job, _live_stores(job))
+        return
+    layers = _extract(job) if job.extracts else job.layers
+    if job.trains:
+        _train(job, _open_stores(job, layers))
+
+
 def extract_and_train(argv: Sequence[str] | None = None) -> int:
-    """Console script: the guide's `extract_and_train`."""
+    """Console script: the training guide's `extract_and_train`."""
     return run_command(_extract_and_train, extract_and_train_parser(), argv)

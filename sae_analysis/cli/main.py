@@ -5,50 +5,70 @@
 # %% ../../nbs/cli/07_main.ipynb #df2a1e1c
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import Sequence
-from .command import run_command, unknown_word
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .command import Parser, run_command, unknown_word
 from .convert import _convert, convert_parser
 from .demo import _demo, demo_parser
 from .push import _push, push_parser
 from .store import _store, store_parser
 
 # %% auto #0
-__all__ = ['COMMANDS', 'main']
+__all__ = ['COMMANDS', 'OPTIONS', 'Command', 'main', 'overview']
 
 # %% ../../nbs/cli/07_main.ipynb #ee6894c6
+@dataclass(frozen=True)
+class Command:
+    """One command of `sae_analysis`."""
+
+    work: Callable[[argparse.Namespace], None]
+    parser: Callable[[], Parser]
+    summary: str
+
+
 COMMANDS = {
-    "demo": (_demo, demo_parser, "train, explain and analyse an SAE on the pocket model, offline"),
-    "store": (
-        _store,
-        store_parser,
-        "what lies in a folder of activations, and whether it is whole",
+    "demo": Command(
+        _demo, demo_parser, "train, explain and analyse an SAE on the pocket model, offline"
     ),
-    "convert": (_convert, convert_parser, "an SAE in another library's format"),
-    "push": (_push, push_parser, "publish trained SAEs on the Hugging Face Hub"),
+    "store": Command(
+        _store, store_parser, "what a folder of activations holds, and whether it is undamaged"
+    ),
+    "convert": Command(_convert, convert_parser, "an SAE in another library's format"),
+    "push": Command(_push, push_parser, "publish trained SAEs on the Hugging Face Hub"),
 }
+OPTIONS = ["--help", "--version"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console script: `sae_analysis demo`, `store`, `convert` and `push`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in COMMANDS:
-        work, parser, _ = COMMANDS[argv[0]]
-        return run_command(work, parser(), argv[1:])
-    if argv not in ([], ["--help"], ["-h"], ["--version"]):
-        print(
-            "sae_analysis:"
-            f" {unknown_word('flag' if argv[0].startswith('-') else 'command', argv[0], [*COMMANDS, '--help', '--version'])}"
-            f" The commands are: {', '.join(COMMANDS)}",
-            file=sys.stderr,
-        )
-        return 2
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        command = COMMANDS[words[0]]
+        return run_command(command.work, command.parser(), words[1:])
+    if words in ([], ["--help"], ["-h"], ["--version"]):
+        print(overview())
+        return 0
+    kind = "flag" if words[0].startswith("-") else "command"
+    unknown = unknown_word(kind, words[0], [*COMMANDS, *OPTIONS])
+    commands = ", ".join(COMMANDS)
+    print(f"sae_analysis: {unknown} The commands are: {commands}", file=sys.stderr)
+    return 2
+
+
+def overview() -> str:
+    """The version, and a line about each command."""
     from sae_analysis import __version__
 
-    print(
-        f"sae_analysis {__version__}\n\ncommands:\n"
-        + "".join(f"  sae_analysis {name:7} {about}\n" for name, (_, _, about) in COMMANDS.items())
-        + "  extract_and_train    activations and SAEs for any model\n  run_sae_analysis    "
-        " universal and specific features of chat models\n\nEach explains itself with --help."
-    )
-    return 0
+    lines = [f"sae_analysis {__version__}", "", "commands:"]
+    for name, command in COMMANDS.items():
+        lines.append(f"  sae_analysis {name:7} {command.summary}")
+    lines += [
+        "  extract_and_train    activations and SAEs for any model",
+        "  run_sae_analysis     universal and specific features of chat models",
+        "",
+        "Each explains itself with --help.",
+    ]
+    return "\n".join(lines)

@@ -6,39 +6,35 @@
 from __future__ import annotations
 
 import argparse
+
 from .command import Parser
 
 # %% auto #0
 __all__ = ['push_parser']
 
 # %% ../../nbs/cli/06_push.ipynb #785a4b6c
-def push_parser() -> argparse.ArgumentParser:
-    p = Parser(
+def push_parser() -> Parser:
+    """The flags of `sae_analysis push`."""
+    parser = Parser(
         prog="sae_analysis push",
         description=(
             "Publish the SAEs of a training folder on the Hugging Face Hub, with a card that says"
             " how good they are and what made them."
         ),
     )
-    p.add_argument("folder", help="where checkpoints and histories lie")
-    p.add_argument("repo_id", help="such as me/my-saes; made when it is not there")
-    p.add_argument("--private", action="store_true", help="make the repository private")
-    p.add_argument(
+    parser.add_argument("folder", help="where checkpoints and histories are")
+    parser.add_argument("repo_id", help="such as me/my-saes; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument(
         "--dry-run",
         action="store_true",
-        help=(
-            "say which files would be uploaded, and show the card; upload nothing, without a"
-            " network"
-        ),
+        help="list the files that would be uploaded, and show the card; needs no network",
     )
-    return p
+    return parser
 
-# %% ../../nbs/cli/06_push.ipynb #79c2033d
-def _push(a: argparse.Namespace) -> None:
+
+def _push(args: argparse.Namespace) -> None:
     from sae_analysis.trainer.publish import preview_upload, push_to_hub
 
-    print(
-        preview_upload(a.folder, a.repo_id, a.private)
-        if a.dry_run
-        else push_to_hub(a.folder, a.repo_id, a.private)
-    )
+    upload = preview_upload if args.dry_run else push_to_hub
+    print(upload(args.folder, args.repo_id, args.private))

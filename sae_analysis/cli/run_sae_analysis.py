@@ -8,26 +8,43 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
-from typing import Any, Sequence
-from .command import _names, parse_layers, Parser, run_command
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .command import Parser, parse_layers, run_command, split_names
 from ..core.devices import pick_device
 from ..core.errors import InputError, log
-from ..core.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_analysis.analysis.specific import FeatureSelection
+    from sae_analysis.analysis.survey import Survey, SurveyOutputs
+    from sae_analysis.saes.families import SAEFamily
 
 # %% auto #0
-__all__ = ['run_sae_analysis_parser', 'survey_of', 'run_sae_analysis']
+__all__ = ['run_sae_analysis_parser', 'survey_from', 'outputs_from', 'report_line', 'run_sae_analysis']
 
 # %% ../../nbs/cli/02_run_sae_analysis.ipynb #73ceb356
-def run_sae_analysis_parser() -> argparse.ArgumentParser:
+def run_sae_analysis_parser() -> Parser:
     """The analysis spec's flags, and filters."""
-    p = Parser(
+    parser = Parser(
         prog="run_sae_analysis",
         description="Which SAE features fire where a chat model's assistant begins to speak.",
     )
-    p.afterwards = "; the same command starts anew, with the models and SAEs that were fetched"
-    p.add_argument("--analysis", required=True, choices=["universal", "specific", "both"])
-    p.add_argument(
+    parser.when_interrupted = (
+        "; the same command starts over, with the models and SAEs that were downloaded"
+    )
+    _add_spec_flags(parser)
+    _add_output_flags(parser)
+    _add_filters(parser)
+    _add_model_flags(parser)
+    return parser
+
+
+def _add_spec_flags(parser: Parser) -> None:
+    parser.add_argument("--analysis", required=True, choices=["universal", "specific", "both"])
+    parser.add_argument(
         "--universal-output",
         default="results/universal_features.csv",
         help=(
@@ -35,7 +52,7 @@ def run_sae_analysis_parser() -> argparse.ArgumentParser:
             " active, activation_max and activation_min over all of them"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--features-csv",
         default=None,
         help=(
@@ -43,12 +60,12 @@ def run_sae_analysis_parser() -> argparse.ArgumentParser:
             " universal output)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--specific-output",
         default="results/specific_features.csv",
         help="CSV of specific activations",
     )
-    p.add_argument(
+    parser.add_argument(
         "--prompts-path",
         default=["./prompts"],
         nargs="+",
@@ -57,24 +74,27 @@ def run_sae_analysis_parser() -> argparse.ArgumentParser:
             " (a message) or messages (a conversation) (default: ./prompts)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--threshold",
         type=float,
         default=0.3,
         help="share of prompts a universal feature must be active on (default: 0.3)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--activation-threshold",
         type=float,
         default=0.01,
         help="a feature is active above this (default: 0.01)",
     )
-    p.add_argument(
+
+
+def _add_output_flags(parser: Parser) -> None:
+    parser.add_argument(
         "--record-prompts",
         action="store_true",
         help="write {csv_basename}_activeprompts.jsonl beside the specific output",
     )
-    p.add_argument(
+    parser.add_argument(
         "--labels-output",
         default=None,
         metavar="CSV",
@@ -83,13 +103,16 @@ def run_sae_analysis_parser() -> argparse.ArgumentParser:
             " corrected p-values"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--descriptions",
         default=None,
         metavar="CSV",
         help="fill chat_desc, pt_desc and type from a CSV with feature_id and source",
     )
-    p.add_argument(
+
+
+def _add_filters(parser: Parser) -> None:
+    parser.add_argument(
         "--models",
         default=None,
         help=(
@@ -97,287 +120,203 @@ def run_sae_analysis_parser() -> argparse.ArgumentParser:
             " llama,qwen)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--families",
         default=None,
         metavar="FILE",
         help=(
-            "YAML that describes SAEs of your own: for each short name model, folder or repo, and"
-            " more (default: the file that SAE_ANALYSIS_FAMILIES names)"
+            "YAML that describes your own SAEs: for each short name model, folder or repo, and more"
+            " (default: the file that SAE_ANALYSIS_FAMILIES names)"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "--layers", default=None, help="layers such as 11,15 (default: those of each model)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--trainer",
         type=int,
         default=None,
         help="trainer of the SAEs (default: that of each model)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--tokens",
         default=None,
-        help="token types such as asst,newline (default: all each template has)",
+        help="token types such as asst,newline (default: all that each template has)",
     )
-    p.add_argument(
-        "--sae-dir", default=None, help="where SAEs lie (default: each model's own folder)"
+
+
+def _add_model_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--sae-dir", default=None, help="where SAEs are (default: each model's own folder)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--batch-size", type=int, default=8, help="prompts in one forward pass (default: 8)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--dtype",
         default=None,
         choices=("float32", "bfloat16", "float16"),
         help="of the model's weights (default: bfloat16 on a GPU, float32 elsewhere)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--model-kwargs",
         default="{}",
         metavar="JSON",
         help="arguments for transformers' from_pretrained, for quantised or sharded loading",
     )
-    p.add_argument(
+    parser.add_argument(
         "--plan",
         action="store_true",
-        help="say what the analysis would take in memory, and do nothing",
+        help="report the memory that the analysis would take, and do nothing",
     )
-    p.add_argument(
+    parser.add_argument(
         "--device", default=None, help="cpu, cuda or mps (default: the best this machine has)"
     )
-    return p
 
-# %% ../../nbs/cli/02_run_sae_analysis.ipynb #09ea0314
-def survey_of(a: argparse.Namespace) -> Any:
-    """The survey that the flags ask for."""
-    import pandas as pd
-    from sae_analysis.analysis.universal import UNIVERSAL_COLUMNS
-    from sae_analysis.analysis.results import add_descriptions
-    from sae_analysis.analysis.specific import read_features
-    from sae_analysis.saes.families import read_families, REGISTRY
-    from sae_analysis.loaders.prompts import load_prompts
-    from sae_analysis.analysis.survey import chosen_sources, Survey
-
-    if a.analysis == "specific" and a.features_csv is None:
-        raise InputError(
-            "--analysis specific needs --features-csv, a CSV with feature_id and source"
-        )
-    described = (
-        read_families(path)
-        if (path := a.families or os.environ.get("SAE_ANALYSIS_FAMILIES"))
-        else []
-    )
-    layers, names = parse_layers(a.layers) if a.layers else None, _names(a.models)
+# %% ../../nbs/cli/02_run_sae_analysis.ipynb #11e0c4e9
+def _parse_model_kwargs(text: str) -> dict[str, Any]:
     try:
-        more = json.loads(a.model_kwargs)
+        parsed = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f'--model-kwargs is no JSON ({error}); write, for example, \'{{"device_map": "auto"}}\''
+            f"--model-kwargs is not JSON ({error}); write, for example,"
+            """ '{"device_map": "auto"}'"""
         ) from None
-    if not isinstance(more, dict):
+    if not isinstance(parsed, dict):
         raise InputError(
             "--model-kwargs must be a JSON object with arguments for transformers' from_pretrained"
         )
-    wanted = (
-        None
-        if a.features_csv is None or a.analysis == "universal"
-        else read_features(a.features_csv, list(REGISTRY))
-    )
-    if wanted is not None:  # a filter that is given holds for these too
-        wanted = [
-            each
-            for each in wanted
-            if (names is None or each.source.model in names)
-            and (layers is None or each.source.layer in layers)
-            and a.trainer in (None, each.source.trainer)
-        ]
-        if not wanted:
-            raise InputError(
-                f"{a.features_csv} names no feature"
-                + (
-                    " of these models, layers and trainers"
-                    if names or layers or a.trainer is not None
-                    else "; there is nothing to analyse"
-                )
-            )
-    models = names or (
-        list(dict.fromkeys(each.source.model for each in wanted))
-        if wanted
-        else [family.name for family in described]
-        if a.families
-        else ["llama", "qwen"]
-    )
-    sources = chosen_sources(models, layers, a.trainer)
-    # found wrong now, not after an hour
-    if a.descriptions:
-        add_descriptions(pd.DataFrame(columns=UNIVERSAL_COLUMNS), a.descriptions)
-    places = [
-        str(Path(path).resolve())
-        for path in (a.universal_output, a.specific_output, a.labels_output)
-        if path
-    ]
-    if len(set(places)) < len(places):
+    return parsed
+
+
+def _selections(args: argparse.Namespace) -> list[FeatureSelection] | None:
+    """The features of --features-csv that pass the filters; None if it is not given or used."""
+    from sae_analysis.analysis.specific import read_features
+    from sae_analysis.saes.families import REGISTRY
+
+    if args.features_csv is None or args.analysis == "universal":
+        return None
+    names = split_names(args.models)
+    layers = parse_layers(args.layers) if args.layers else None
+    selections = []
+    for selection in read_features(args.features_csv, list(REGISTRY)):
+        source = selection.source
+        is_wanted = names is None or source.model in names
+        is_wanted &= layers is None or source.layer in layers
+        is_wanted &= args.trainer in (None, source.trainer)
+        if is_wanted:
+            selections.append(selection)
+    if not selections:
+        is_filtered = bool(names or layers) or args.trainer is not None
+        reason = " of these models, layers and trainers"
+        if not is_filtered:
+            reason = "; there is nothing to analyse"
+        raise InputError(f"{args.features_csv} names no feature{reason}")
+    return selections
+
+
+def _model_names(
+    args: argparse.Namespace,
+    selections: list[FeatureSelection] | None,
+    described: list[SAEFamily],
+) -> list[str]:
+    """The short names of the models to analyse."""
+    names = split_names(args.models)
+    if names:
+        return names
+    if selections:
+        return list(dict.fromkeys(selection.source.model for selection in selections))
+    if args.families:
+        return [family.name for family in described]
+    return ["llama", "qwen"]
+
+# %% ../../nbs/cli/02_run_sae_analysis.ipynb #09ea0314
+def survey_from(args: argparse.Namespace) -> Survey:
+    """The survey that the flags ask for; raises `InputError` for what is wrong with them."""
+    from sae_analysis.analysis.survey import Survey, chosen_sources
+    from sae_analysis.loaders.prompts import load_prompts
+    from sae_analysis.saes.families import read_families
+
+    if args.analysis == "specific" and args.features_csv is None:
         raise InputError(
-            f"two outputs have the same name: {max(places, key=places.count)}; give each its own"
+            "--analysis specific needs --features-csv, a CSV with feature_id and source"
         )
-    analyses = (["universal", "specific"] if a.analysis == "both" else [a.analysis]) + (
-        ["labels"] if a.labels_output else []
-    )
+    families_file = args.families or os.environ.get("SAE_ANALYSIS_FAMILIES")
+    described = read_families(families_file) if families_file else []
+    layers = parse_layers(args.layers) if args.layers else None
+    model_kwargs = _parse_model_kwargs(args.model_kwargs)
+    selections = _selections(args)
+    models = _model_names(args, selections, described)
+    analyses = ["universal", "specific"] if args.analysis == "both" else [args.analysis]
+    if args.labels_output:
+        analyses.append("labels")
     return Survey(
-        load_prompts(a.prompts_path),
-        sources,
-        wanted,
-        analyses,
-        a.threshold,
-        a.activation_threshold,
-        _names(a.tokens),
-        a.batch_size,
-        a.sae_dir,
-        pick_device(a.device),
-        a.dtype,
-        more,
+        prompts=load_prompts(args.prompts_path),
+        sources=chosen_sources(models, layers, args.trainer),
+        wanted=selections,
+        analyses=analyses,
+        threshold=args.threshold,
+        activation_threshold=args.activation_threshold,
+        tokens=split_names(args.tokens),
+        batch_size=args.batch_size,
+        sae_dir=args.sae_dir,
+        device=pick_device(args.device),
+        dtype=args.dtype,
+        model_kwargs=model_kwargs,
+    )
+
+
+def outputs_from(args: argparse.Namespace) -> SurveyOutputs:
+    """Where the flags want the tables."""
+    from pathlib import Path
+
+    from sae_analysis.analysis.survey import SurveyOutputs
+
+    return SurveyOutputs(
+        universal=args.universal_output,
+        specific=args.specific_output,
+        labels=args.labels_output,
+        record_prompts=args.record_prompts,
+        descriptions=args.descriptions,
+        features_file=Path(args.features_csv).name if args.features_csv else None,
     )
 
 # %% ../../nbs/cli/02_run_sae_analysis.ipynb #7168ddba
-def _run_sae_analysis(a: argparse.Namespace) -> None:
-    from sae_analysis.analysis.survey import plan_survey, run_survey
+def report_line(kind: str, table: pd.DataFrame, path: Any) -> str:
+    """One line about a table that was written."""
+    if kind == "specific":
+        return f"{len(table)} activations in {path}"
+    if kind == "labels":
+        sure = int((table.q < 0.05).sum())
+        return f"{len(table)} comparisons of labels, {sure} of them with q < 0.05, in {path}"
+    features = len(table.drop_duplicates(["source", "feature_id"]))
+    advice = "" if len(table) else "; lower --threshold or --activation-threshold to see more"
+    return (
+        f"{features} universal features ({len(table)} rows, one for each token type) in"
+        f" {path}{advice}"
+    )
 
-    survey = survey_of(a)
-    if a.plan:
+
+def _run_sae_analysis(args: argparse.Namespace) -> None:
+    from sae_analysis.analysis.survey import plan_survey, write_survey
+
+    survey = survey_from(args)
+    outputs = outputs_from(args)
+    if args.plan:
         for plan in plan_survey(survey):
             print(plan)
             plan.check()
         return
-    for path in _outputs(a, survey).values():
-        if Path(path).is_dir():
-            raise InputError(f"the output {path} is a folder; name a file")
-        check_writable(Path(path).parent)
-    if a.record_prompts and "specific" not in survey.analyses:
+    if args.record_prompts and "specific" not in survey.analyses:
         log.warning(
             "--record-prompts records what specific analysis finds; with --analysis universal it"
             " does nothing"
         )
-    done, kept, models = [], [], len(survey.by_model())
-    try:
-        for findings in run_survey(survey):
-            done.append(findings)
-            if len(done) < models:
-                kept = _write_findings(_unfinished(a), survey, done)[1]
-        tables, _ = _write_findings(a, survey, done)
-    except BaseException as error:
-        if not kept:
-            raise
-        note = (
-            "The outputs are as they were; what the models before it gave is in"
-            f" {', '.join(str(path) for path in kept if path.suffix == '.csv')}"
-        )
-        if isinstance(error, InputError):
-            raise InputError(f"{error}\n  {note}") from None
-        log.warning(note)
-        raise
-    for path in kept:
-        path.unlink(missing_ok=True)
-    for kind, path in _outputs(a, survey).items():
-        print(_said_of(kind, tables[kind], path))
+    tables = write_survey(survey, outputs)
+    for kind, path in outputs.paths(survey).items():
+        print(report_line(kind, tables[kind], path))
 
-# %% ../../nbs/cli/02_run_sae_analysis.ipynb #618c7b0a
-def _said_of(kind: str, table: Any, path: str) -> str:
-    """One line on a table that was written."""
-    if kind == "specific":
-        return f"{len(table)} activations in {path}"
-    if kind == "labels":
-        return (
-            f"{len(table)} comparisons of labels, {int((table.q < 0.05).sum())} of them with q <"
-            f" 0.05, in {path}"
-        )
-    return (
-        f"{len(table.drop_duplicates(['source', 'feature_id']))} universal features ({len(table)}"
-        f" rows, one for each token type) in {path}"
-        + ("" if len(table) else "; lower --threshold or --activation-threshold to see more")
-    )
 
-# %% ../../nbs/cli/02_run_sae_analysis.ipynb #e035c18f
-def _outputs(a: argparse.Namespace, survey: Any) -> dict[str, str]:
-    return {
-        kind: path
-        for kind, path in (
-            ("universal", a.universal_output),
-            ("specific", a.specific_output),
-            ("labels", a.labels_output),
-        )
-        if kind in survey.analyses
-    }
-
-# %% ../../nbs/cli/02_run_sae_analysis.ipynb #29816b05
-def _unfinished(a: argparse.Namespace) -> argparse.Namespace:
-    """The same flags with outputs under names that say that models are missing."""
-    named = {
-        key: Path(path)
-        for key in ("universal_output", "specific_output", "labels_output")
-        if (path := getattr(a, key))
-    }
-    return argparse.Namespace(
-        **{
-            **vars(a),
-            **{
-                key: str(path.with_name(f"{path.stem}_unfinished{path.suffix}"))
-                for key, path in named.items()
-            },
-        }
-    )
-
-# %% ../../nbs/cli/02_run_sae_analysis.ipynb #c2a1ad01
-def _write_findings(
-    a: argparse.Namespace, survey: Any, done: list[Any]
-) -> tuple[dict[str, Any], list[Path]]:
-    """Writes what the models so far have given; the tables, and the files that were written."""
-    from sae_analysis.analysis.results import (
-        active_prompts_path,
-        add_descriptions,
-        result_manifest,
-        write_active_prompts,
-        write_table,
-    )
-    from sae_analysis.analysis.sources import join_tables
-    from sae_analysis.analysis.labels import corrected_and_ranked
-
-    tables = {
-        kind: join_tables(
-            [getattr(each, kind) for each in done], list(getattr(done[0], kind).columns)
-        )
-        for kind in _outputs(a, survey)
-    }
-    if "labels" in tables and len(tables["labels"]):
-        tables["labels"] = corrected_and_ranked([tables["labels"]])
-    facts = {
-        **result_manifest([], survey.prompts, activation_threshold=a.activation_threshold),
-        "sources": {name: about for each in done for name, about in each.made_by.items()},
-    }
-    more = {
-        "universal": {"threshold": a.threshold},
-        "specific": {
-            "features": Path(a.features_csv).name if a.features_csv else "the universal ones"
-        },
-        "labels": {},
-    }
-    files: list[Path] = []
-    for kind, path in _outputs(a, survey).items():
-        if kind == "universal" and a.descriptions:
-            tables[kind] = add_descriptions(tables[kind], a.descriptions)
-        files.append(write_table(tables[kind], path, {**facts, **more[kind]}))
-    record = active_prompts_path(a.specific_output)
-    if a.record_prompts and "specific" in tables:
-        files.append(write_active_prompts(tables["specific"], record, a.activation_threshold))
-        write_json(
-            record.with_name(f"{record.name}.manifest.json"),
-            {**facts, **more["specific"], "of": Path(a.specific_output).name},
-        )
-    elif "specific" in tables and record.exists():
-        log.warning("%s is of an earlier run; give --record-prompts to replace it", record)
-    return tables, [*files, *(path.with_name(f"{path.name}.manifest.json") for path in files)]
-
-# %% ../../nbs/cli/02_run_sae_analysis.ipynb #5d6bd9c6
 def run_sae_analysis(argv: Sequence[str] | None = None) -> int:
     """Console script: the analysis spec's `run_sae_analysis`."""
     return run_command(_run_sae_analysis, run_sae_analysis_parser(), argv)

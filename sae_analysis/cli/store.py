@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+
 from .command import Parser
 from ..core.errors import InputError
 
@@ -14,12 +15,13 @@ from ..core.errors import InputError
 __all__ = ['store_parser']
 
 # %% ../../nbs/cli/04_store.ipynb #7c85e92f
-def store_parser() -> argparse.ArgumentParser:
-    p = Parser(
+def store_parser() -> Parser:
+    """The flags of `sae_analysis store`."""
+    parser = Parser(
         prog="sae_analysis store",
-        description="What lies in a folder of activations, and whether it is whole.",
+        description="What a folder of activations holds, and whether it is complete and undamaged.",
     )
-    p.add_argument(
+    parser.add_argument(
         "action",
         choices=("info", "verify", "pt"),
         help=(
@@ -27,48 +29,55 @@ def store_parser() -> argparse.ArgumentParser:
             " write each layer as the guide's layer_{L}_states.pt beside it"
         ),
     )
-    p.add_argument(
+    parser.add_argument(
         "path", help="the folder of a run, such as data/cache/hidden_states, or of one layer"
     )
-    p.add_argument("--json", action="store_true", help="info: print the manifests instead")
-    return p
+    parser.add_argument("--json", action="store_true", help="info: print the manifests instead")
+    return parser
 
 # %% ../../nbs/cli/04_store.ipynb #5a4f90c2
-def _store(a: argparse.Namespace) -> None:
-    from sae_analysis.extractor.store import open_store
-    from sae_analysis.extractor.inventory import damaged_shards, inventory, shard_folders, write_pt
-
-    if a.action == "verify":
-        if wrong := damaged_shards(a.path):
-            raise InputError(
-                "\n  ".join(
-                    [
-                        (
-                            f"{len(wrong)} files are damaged; delete their layer's folder and extract"
-                            " it again"
-                        ),
-                        *wrong,
-                    ]
-                )
-            )
-        unfinished = [
-            folder.path.name
-            for folder in shard_folders(a.path)
-            if "corpus_ended" not in folder.manifest
-        ]
-        print(
-            f"{sum(len(folder.shards) for folder in shard_folders(a.path))} shards are whole"
-            + (f"; extraction is unfinished: {', '.join(unfinished)}" if unfinished else "")
-        )
-    elif a.action == "pt":
-        for folder in shard_folders(a.path):
-            if "layer" in folder.manifest:
-                print(write_pt(open_store(folder.path), folder.path.with_suffix(".pt")))
-    elif a.json:
-        print(
-            json.dumps(
-                {str(folder.path): folder.manifest for folder in shard_folders(a.path)}, indent=1
-            )
-        )
+def _store(args: argparse.Namespace) -> None:
+    if args.action == "verify":
+        _verify(args.path)
+    elif args.action == "pt":
+        _write_pt(args.path)
     else:
-        print(inventory(a.path).to_string(index=False, na_rep="-"))
+        _print_info(args.path, args.json)
+
+
+def _verify(path: str) -> None:
+    """Compare all checksums; raises `InputError` with the files that are damaged."""
+    from sae_analysis.extractor.inventory import damaged_shards, shard_folders
+
+    damaged = damaged_shards(path)
+    if damaged:
+        first_line = (
+            f"{len(damaged)} files are damaged; delete their layer's folder and extract it again"
+        )
+        raise InputError("\n  ".join([first_line, *damaged]))
+    folders = shard_folders(path)
+    shards = sum(len(folder.shards) for folder in folders)
+    message = f"{shards} shards are whole"
+    unfinished = [folder.path.name for folder in folders if "corpus_ended" not in folder.manifest]
+    if unfinished:
+        message += f"; extraction is unfinished: {', '.join(unfinished)}"
+    print(message)
+
+
+def _write_pt(path: str) -> None:
+    from sae_analysis.extractor.inventory import shard_folders, write_pt
+    from sae_analysis.extractor.store import open_store
+
+    for folder in shard_folders(path):
+        if "layer" in folder.manifest:
+            print(write_pt(open_store(folder.path), folder.path.with_suffix(".pt")))
+
+
+def _print_info(path: str, as_json: bool) -> None:
+    from sae_analysis.extractor.inventory import inventory, shard_folders
+
+    if as_json:
+        manifests = {str(folder.path): folder.manifest for folder in shard_folders(path)}
+        print(json.dumps(manifests, indent=1))
+    else:
+        print(inventory(path).to_string(index=False, na_rep="-"))
