@@ -27,7 +27,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["sae_analysis", "sae_analysis.*"]),
-    package_data={"sae_analysis": ["pocket/*"]},
+    package_data={"sae_analysis": ["pocket/*", "explorer/static/*"]},
     zip_safe=False,
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},

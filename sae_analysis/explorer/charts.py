@@ -5,49 +5,60 @@
 # %% ../../nbs/explorer/00_charts.ipynb #8b3be3e1
 from __future__ import annotations
 
-from typing import Any
-from ..trainer.curves import _axes, BLUE, ORANGE, plot_l0, plot_loss
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..trainer.curves import BLUE, ORANGE, axes_or_new, plot_l0, plot_loss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sae_analysis.interpreter.evaluation import Quality
 
 # %% auto #0
 __all__ = ['plot_l0_per_token', 'plot_density', 'training_figure']
 
 # %% ../../nbs/explorer/00_charts.ipynb #8a1bd73f
-def plot_l0_per_token(l0: Any, ax: Any = None, band: tuple[float, float] = (50, 100)) -> Any:
-    """How many latents are active on each held-out token."""
-    ax, values = _axes(ax), [float(v) for v in l0]
+def plot_l0_per_token(
+    l0: Iterable[float],  # [tokens] active latents of each token
+    ax: Axes | None = None,
+    band: tuple[float, float] = (50, 100),  # lowest and highest L0 wanted
+) -> Axes:
+    """Plot how many latents are active on each held-out token, and their mean."""
+    ax = axes_or_new(ax)
+    values = [float(value) for value in l0]
+    highest = max(values, default=0)
+    step = max(1, round(highest / 60))  # whole numbers in every bin
+    edges = [index * step - 0.5 for index in range(int(highest) // step + 2)]
     ax.axvspan(*band, color=BLUE, alpha=0.1, lw=0)
-    step = max(1, round(max(values, default=0) / 60))  # whole numbers in every bin
-    ax.hist(
-        values,
-        bins=[i * step - 0.5 for i in range(int(max(values, default=0)) // step + 2)],
-        color=BLUE,
-    )
+    ax.hist(values, bins=edges, color=BLUE)
     ax.axvline(sum(values) / max(len(values), 1), color=ORANGE, lw=1.5)
     ax.set(xlabel="active latents on a token", ylabel="held-out tokens", title="L0, token by token")
     return ax
 
 # %% ../../nbs/explorer/00_charts.ipynb #c659f952
-def plot_density(density: Any, ax: Any = None) -> Any:
-    """On what share of tokens each latent is active.
-
-    Dead ones are counted in the title, dense ones lie right of the line.
-    """
-    import numpy as np
-
-    ax, shares = _axes(ax), np.asarray(density, dtype=float)
+def plot_density(density: Any, ax: Axes | None = None) -> Axes:
+    """Plot on what share of tokens each latent is active; `density` is `[d_hidden]`."""
+    ax = axes_or_new(ax)
+    shares = np.asarray(density, dtype=float)
     alive = shares[shares > 0]
+    dead = np.mean(shares == 0)
+    dense = np.mean(shares > 0.1)
     if len(alive):
         ax.hist(np.log10(alive), bins=50, color=BLUE)
     ax.axvline(-1, color=ORANGE, lw=1.2)
     ax.set(
         xlabel="share of tokens, powers of ten",
         ylabel="latents",
-        title=f"Density: {np.mean(shares == 0):.1%} dead, {np.mean(shares > 0.1):.1%} dense",
+        title=f"Density: {dead:.1%} dead, {dense:.1%} dense",
     )
     return ax
 
 # %% ../../nbs/explorer/00_charts.ipynb #2c4a5000
-def training_figure(history: dict[str, Any], quality: Any) -> Any:
+def training_figure(history: dict[str, Any], quality: Quality) -> Figure:
     """Training curves, L0 and density in one figure."""
     from matplotlib.figure import Figure
 

@@ -8,78 +8,74 @@ from __future__ import annotations
 import html
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
 from ..core.errors import InputError
 from ..core.files import write_text
+from .html import static_text
+
+if TYPE_CHECKING:
+    import ipywidgets
 
 # %% auto #0
-__all__ = ['LIST_STYLE', 'Explorer']
+__all__ = ['DARK_PAGE', 'LIST_STYLE', 'Explorer', 'labelled_widget', 'list_widget']
 
 # %% ../../nbs/explorer/05_explorer.ipynb #cd5f4d8a
+DARK_PAGE = "@media(prefers-color-scheme:dark){body{background:#16181b}}"
+
+
 class Explorer:
-    """Something with widgets (`widget`) and a still view (`html`)."""
+    """Something with widgets (`widget`) and a still view (`html`); subclasses define both."""
 
     def html(self) -> str:
         """The still view."""
         raise InputError(f"{type(self).__name__} has no still view")
 
-    def _build(self) -> Any:
+    def _build(self) -> ipywidgets.Widget:
         raise InputError(f"{type(self).__name__} has no widgets")
 
     @cached_property
-    def widget(self) -> Any:
+    def widget(self) -> ipywidgets.Widget:
         """The widgets, made when they are first shown."""
         return self._build()
 
     def to_html(self, path: str | Path) -> Path:
-        """The still view as one self-contained file that works offline."""
-        title, dark = (
-            html.escape(repr(self)),
-            "@media(prefers-color-scheme:dark){body{background:#16181b}}",
+        """Write the still view as one self-contained file that works offline; returns the path."""
+        style = f"body{{margin:1.5rem auto;max-width:70rem}}{DARK_PAGE}"
+        page = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f"<title>{html.escape(repr(self))}</title><style>{style}</style></head>"
+            f"<body>{self.html()}</body></html>"
         )
-        return write_text(
-            path,
-            '<!doctype html><html lang="en"><head><meta'
-            f' charset="utf-8"><title>{title}</title><style>body{{margin:1.5rem'
-            f" auto;max-width:70rem}}{dark}</style></head><body>{self.html()}</body></html>",
-        )
+        return write_text(path, page)
 
     def _repr_html_(self) -> str:
         return self.html()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {
-            "text/plain": repr(self),
-            "text/html": self.html(),
-            **{
-                key: value
-                for key, value in self.widget._repr_mimebundle_().items()
-                if "widget" in key
-            },
-        }
+        bundle = {"text/plain": repr(self), "text/html": self.html()}
+        for kind, content in self.widget._repr_mimebundle_().items():
+            if "widget" in kind:
+                bundle[kind] = content
+        return bundle
 
 # %% ../../nbs/explorer/05_explorer.ipynb #891a5cdc
-def _labelled(kind: str, description: str, **more: Any) -> Any:
-    """A widget whose description is as wide as its text."""
+def labelled_widget(kind: str, description: str, **options: Any) -> Any:
+    """A widget of ipywidgets whose description is as wide as its text."""
     import ipywidgets
 
-    return getattr(ipywidgets, kind)(
-        description=description, style={"description_width": "initial"}, **more
-    )
+    widget_class = getattr(ipywidgets, kind)
+    return widget_class(description=description, style={"description_width": "initial"}, **options)
 
-# %% ../../nbs/explorer/05_explorer.ipynb #81609c6c
-def _list(rows: int, label: str) -> Any:
+
+def list_widget(rows: int, label: str) -> ipywidgets.Select:
     """A list to choose from, set in columns."""
     import ipywidgets
 
-    found = ipywidgets.Select(
-        options=[], rows=rows, layout=ipywidgets.Layout(width="calc(100% - 8px)"), tooltip=label
-    )
-    found.add_class("sae-list")
-    return found
+    layout = ipywidgets.Layout(width="calc(100% - 8px)")
+    widget = ipywidgets.Select(options=[], rows=rows, layout=layout, tooltip=label)
+    widget.add_class("sae-list")
+    return widget
 
 
-LIST_STYLE = (
-    "<style>.sae-list select{font:12px/1.5 ui-monospace,monospace;white-space:pre}.sae-row"
-    " .widget-html{margin:0}</style>"
-)
+LIST_STYLE = f"<style>{static_text('list.css')}</style>"

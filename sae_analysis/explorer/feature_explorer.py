@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Callable, Sequence
+
 from ..core.errors import InputError
-from .explorer import _labelled, _list, Explorer, LIST_STYLE
+from .explorer import LIST_STYLE, Explorer, _labelled, _list
 from .feature_html import feature_html
 from .html import table_html, with_style
 from .page import write_page

@@ -6,157 +6,163 @@
 from __future__ import annotations
 
 import html
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
+
 from .html import visible_html
 
 # %% auto #0
-__all__ = ['context_html', 'histogram_html', 'tokens_html', 'feature_summary', 'neighbours_html', 'feature_html']
+__all__ = ['context_html', 'histogram_html', 'tokens_html', 'neighbours_html', 'feature_summary', 'feature_html']
 
 # %% ../../nbs/explorer/02_feature_html.ipynb #abc79505
 def context_html(example: dict[str, Any], strongest: float) -> str:
-    """One context with its tokens shaded by activation, relative to `strongest`."""
+    """One context, with its tokens shaded by activation relative to `strongest`."""
     parts = []
     for number, (token, value) in enumerate(zip(example["tokens"], example["values"])):
-        if value <= 0:
-            parts.append(visible_html(token))
-            continue
-        peak, share = (
-            " class=peak" if number == example["firing"] else "",
-            (min(1.0, float(value) / strongest) if strongest > 0 else 0.0),
-        )
-        # there are many: no letter too much
-        parts.append(
-            f"<mark{peak} style=--v:{round(100 * share)}>{visible_html(token)}<i>"
-            f" {value:.2g}</i></mark>"
-        )
+        text = visible_html(token)
+        if value > 0:
+            text = _mark(text, float(value), strongest, is_peak=number == example["firing"])
+        parts.append(text)
     where = html.escape(f"{example['document']}, token {example['position']}")
     return (
-        '<div class="context"'
-        f' title="{where}"><code>{"".join(parts)}</code><small>{example["activation"]:.3g}</small></div>'
+        f'<div class="context" title="{where}"><code>{"".join(parts)}</code>'
+        f"<small>{example['activation']:.3g}</small></div>"
     )
+
+
+def _mark(text: str, value: float, strongest: float, is_peak: bool) -> str:
+    """Escaped text, shaded by a value."""
+    share = min(1.0, value / strongest) if strongest > 0 else 0.0
+    peak = " class=peak" if is_peak else ""
+    return f"<mark{peak} style=--v:{round(100 * share)}>{text}<i> {value:.2g}</i></mark>"
 
 # %% ../../nbs/explorer/02_feature_html.ipynb #7df58990
 def histogram_html(entry: dict[str, Any]) -> str:
-    """A feature's activations as bars, four to an octave.
-
-    The shares are read out as one sentence.
-    """
-    counts, edges = entry["histogram"]["counts"], entry["histogram"]["edges"]
+    """A feature's activations as bars, four an octave."""
+    counts = entry["histogram"]["counts"]
+    edges = entry["histogram"]["edges"]
     most = max(counts)
-    bars = "".join(
-        f'<b style=height:{100 * count / most:.0f}% title="{low:.3g} to {high:.3g}: {count:,}"></b>'
-        for count, low, high in zip(counts, edges, edges[1:])
-    )
+    bars = []
+    for count, low, high in zip(counts, edges, edges[1:]):
+        title = f"{low:.3g} to {high:.3g}: {count:,}"
+        bars.append(f'<b style=height:{100 * count / most:.0f}% title="{title}"></b>')
+    first = f"{edges[0]:.3g}"
+    last = f"{edges[-1]:.3g}"
+    commonest = f"{edges[counts.index(most)]:.3g}"
+    sentence = f"{sum(counts):,} activations from {first} to {last}, most often around {commonest}"
+    caption = f"<span>{first}</span><span>activation, powers of two</span><span>{last}</span>"
     return (
-        f'<figure class="bars" role="img" aria-label="{sum(counts):,} activations from'
-        f" {edges[0]:.3g} to {edges[-1]:.3g}, most often around"
-        f' {edges[counts.index(most)]:.3g}"><div>{bars}</div><figcaption><span>{edges[0]:.3g}</span><span>activation,'
-        f" powers of two</span><span>{edges[-1]:.3g}</span></figcaption></figure>"
+        f'<figure class="bars" role="img" aria-label="{sentence}"><div>{"".join(bars)}</div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 # %% ../../nbs/explorer/02_feature_html.ipynb #1892a2d3
 def tokens_html(title: str, tokens: Sequence[Sequence[Any]], show: str = "×{}") -> str:
-    """A line of tokens, each with a number."""
+    """A line of tokens, each with a number that is formatted by `show`."""
     if not tokens:
         return ""
+    spans = []
+    for token, value, *_ in tokens:
+        number = html.escape(show.format(value))
+        spans.append(f"<span><code>{_token_html(token)}</code> <small>{number}</small></span>")
+    return f"<dt>{html.escape(title)}</dt><dd>{' '.join(spans)}</dd>"
 
-    # a run of blanks by its length
-    def seen(token: str) -> str:
-        return visible_html(token) if token.strip(" ") or len(token) < 2 else f"␣×{len(token)}"
 
-    return f"<dt>{html.escape(title)}</dt><dd>{' '.join(f'<span><code>{seen(token)}</code> <small>{html.escape(show.format(value))}</small></span>' for token, value, *_ in tokens)}</dd>"
+def _token_html(token: str) -> str:
+    is_blank_run = not token.strip(" ") and len(token) > 1
+    return f"␣×{len(token)}" if is_blank_run else visible_html(token)
+
+
+def neighbours_html(entry: dict[str, Any], have: set[int] | None = None) -> str:
+    """A feature's neighbours; those in `have` are links to features of the same page."""
+    lines = []
+    for key, title in (("cosine", "writes like"), ("together", "fires with")):
+        near = entry.get("neighbours", {}).get(key)
+        if not near:
+            continue
+        spans = []
+        for feature, value in near:
+            name = str(int(feature))
+            if have and feature in have:
+                name = f'<a href="#{name}">{name}</a>'
+            spans.append(f"<span>{name} <small>{float(value):.2f}</small></span>")
+        lines.append(f"<dt>{title}</dt><dd>{' '.join(spans)}</dd>")
+    return "".join(lines)
 
 # %% ../../nbs/explorer/02_feature_html.ipynb #d5101b86
 def feature_summary(entry: dict[str, Any]) -> str:
     """The figures of a feature in a sentence."""
-    said = [
+    parts = [
         f"fires on {100 * entry['density']:.3g}% of tokens, up to {entry['top_activation']:.3g}",
         f"tells {entry['score']:.1f} bits about the token",
     ]
     tested = entry.get("label_test") or {}
     if tested.get("detection") is not None:
-        said.append(
+        parts.append(
             f"its label is right on {tested['detection']:.0%} of held-out excerpts"
             f" ({tested['detection_low']:.0%} to {tested['detection_high']:.0%}):"
             f" {tested['verdict']}"
         )
     if entry["density"] > 0.1:
-        said.append("dense")
+        parts.append("dense")
     if entry.get("duplicate_of") is not None:
-        said.append(f"writes and fires like feature {entry['duplicate_of']}")
-    return " · ".join(said)
-
-# %% ../../nbs/explorer/02_feature_html.ipynb #d34eb8f5
-def neighbours_html(entry: dict[str, Any], have: set[int] | None = None) -> str:
-    """Neighbours, as links to features of the same page where they are there (`have`.
-
-    None: none is).
-    """
-
-    def name(i: int) -> str:
-        return f'<a href="#{int(i)}">{int(i)}</a>' if have and i in have else str(int(i))
-
-    rows = [
-        (title, entry.get("neighbours", {}).get(key))
-        for key, title in (("cosine", "writes like"), ("together", "fires with"))
-    ]
-    return "".join(
-        f"<dt>{title}</dt><dd>{' '.join(f'<span>{name(i)} <small>{float(value):.2f}</small></span>' for i, value in near)}</dd>"
-        for title, near in rows
-        if near
-    )
+        parts.append(f"writes and fires like feature {entry['duplicate_of']}")
+    return " · ".join(parts)
 
 # %% ../../nbs/explorer/02_feature_html.ipynb #d88537b9
 def feature_html(
-    entry: dict[str, Any], contexts: int = 5, each_decile: int = 1, have: set[int] | None = None
+    entry: dict[str, Any],
+    contexts: int = 5,  # strongest contexts shown
+    each_decile: int = 1,  # contexts of each tenth of its range; 0: the range is left out
+    have: set[int] | None = None,  # features of the same page, which become links
 ) -> str:
-    """The dashboard of one feature; with `each_decile` 0 its range is left out."""
+    """The dashboard of one feature."""
     number = int(entry["feature_id"])
+    article = f'<article id="feature-{number}"><h3>Feature {number}'
     if not entry["active"]:
-        return (
-            f'<article id="feature-{number}"><h3>Feature {number}</h3><p>dead: never active on'
-            " these texts</p></article>"
-        )
+        return f"{article}</h3><p>dead: never active on these texts</p></article>"
     if "held_activations" in entry:
         return (
-            f'<article id="feature-{number}"><h3>Feature {number}</h3><p>fires'
-            f" {int(entry['held_activations'])} times, on documents held out for testing alone, so"
-            " there is no evidence; interpret more text</p></article>"
+            f"{article}</h3><p>fires {int(entry['held_activations'])} times, on documents held out"
+            " for testing alone, so there is no evidence; interpret more text</p></article>"
         )
-    tokens = "".join(
-        [
-            tokens_html("fires on", entry["firing_tokens"][:8]),
-            tokens_html("token before", entry.get("tokens_before", [])[:5]),
-            tokens_html("token after", entry.get("tokens_after", [])[:5]),
-            tokens_html("promotes", entry.get("promoted", [])[:8], "{:+.2g}"),
-            tokens_html("suppresses", entry.get("suppressed", [])[:8], "{:+.2g}"),
-            neighbours_html(entry, have),
-        ]
-    )
     bars = histogram_html(entry) if "histogram" in entry else ""
-    strongest = "".join(
-        context_html(example, entry["top_activation"])
-        for example in entry["top_examples"][:contexts]
-    )
-    parts = (
-        [
-            (10 - rank, part[-each_decile:])
-            for rank, part in enumerate(entry.get("deciles", []))
-            if part
-        ]
-        if each_decile
-        else []
-    )
-    spread = "".join(
-        "<div"
-        f' class="decile"><small>{"strongest" if number == 1 else "weakest" if number == 10 else f"{number}."}'
-        f" tenth</small><div>{''.join(context_html(e, entry['top_activation']) for e in part)}</div></div>"
-        for number, part in reversed(parts)
-    )
+    sides = f'<div class="sides">{bars}<dl>{_token_lines(entry, have)}</dl></div>'
+    examples = entry["top_examples"][:contexts]
+    strongest = "".join(context_html(example, entry["top_activation"]) for example in examples)
     return (
-        f'<article id="feature-{number}"><h3>Feature {number}'
-        f" <small>{visible_html(entry['label'])}</small></h3><p>{html.escape(feature_summary(entry))}</p><div"
-        f' class="sides">{bars}<dl>{tokens}</dl></div>{strongest}'
-        + (f"<details><summary>Over its whole range</summary>{spread}</details>" if spread else "")
-        + "</article>"
+        f"{article} <small>{visible_html(entry['label'])}</small></h3>"
+        f"<p>{html.escape(feature_summary(entry))}</p>{sides}{strongest}"
+        f"{_range_html(entry, each_decile)}</article>"
     )
+
+
+def _token_lines(entry: dict[str, Any], have: set[int] | None) -> str:
+    lines = [
+        tokens_html("fires on", entry["firing_tokens"][:8]),
+        tokens_html("token before", entry.get("tokens_before", [])[:5]),
+        tokens_html("token after", entry.get("tokens_after", [])[:5]),
+        tokens_html("promotes", entry.get("promoted", [])[:8], "{:+.2g}"),
+        tokens_html("suppresses", entry.get("suppressed", [])[:8], "{:+.2g}"),
+        neighbours_html(entry, have),
+    ]
+    return "".join(lines)
+
+
+def _range_html(entry: dict[str, Any], each_decile: int) -> str:
+    """Contexts from each tenth of a feature's activations, strongest first."""
+    if not each_decile:
+        return ""
+    names = {1: "strongest", 10: "weakest"}
+    parts = []
+    for rank, examples in reversed(list(enumerate(entry.get("deciles", [])))):
+        if not examples:
+            continue
+        number = 10 - rank
+        shown = examples[-each_decile:]
+        lines = "".join(context_html(example, entry["top_activation"]) for example in shown)
+        name = names.get(number, f"{number}.")
+        parts.append(f'<div class="decile"><small>{name} tenth</small><div>{lines}</div></div>')
+    if not parts:
+        return ""
+    return f"<details><summary>Over its whole range</summary>{''.join(parts)}</details>"

@@ -5,100 +5,78 @@
 # %% ../../nbs/explorer/01_html.ipynb #02799dab
 from __future__ import annotations
 
+import base64
 import html
 import io
-from typing import Any, Sequence
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LIGHT', 'DARK', 'STYLE', 'visible_html', 'with_style', 'table_html', 'figure_html']
-
-# %% ../../nbs/explorer/01_html.ipynb #5ca17a49
-def visible_html(token: str) -> str:
-    """A token as escaped HTML in which line breaks and tabs can be seen."""
-    return html.escape(token).replace("\n", "⏎").replace("\t", "⇥")
+__all__ = ['STYLE', 'static_text', 'with_style', 'visible_html', 'table_html', 'figure_html']
 
 # %% ../../nbs/explorer/01_html.ipynb #c8ecfcd9
-LIGHT = (
-    "--ink:#222;--paper:#fff;--line:#d8dadd;--soft:#f4f5f7;--link:#1a5fb4;--shade:217 107"
-    " 20;--good:#1a7f37;--bad:#b4470c;--bar:#2a6f97;--picture:none;color-scheme:light"
-)
+@cache
+def static_text(name: str) -> str:
+    """The text of a file in `explorer/static/`: a style sheet, or a script."""
+    file = files("sae_analysis") / "explorer" / "static" / name
+    return file.read_text(encoding="utf-8")
 
 
-DARK = (
-    "--ink:#e4e4e4;--paper:#16181b;--line:#3d4147;--soft:#22252a;--link:#8ab8f0;--shade:235 125"
-    " 40;--good:#5fc27e;--bad:#f0955c;--bar:#6fb1d6;--picture:invert(.9)"
-    " hue-rotate(180deg);color-scheme:dark"
-)
-
-
-STYLE = (
-    f""".sae{{{LIGHT}}}@media(prefers-color-scheme:dark){{.sae{{{DARK}}}}}body[data-jp-theme-light="true"] .sae{{{LIGHT}}}body[data-jp-theme-light="false"] .sae{{{DARK};--paper:#111}}"""
-    + """
-.sae{font:14px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}.sae a{color:var(--link)}
-.sae h1{margin:0 0 .2rem}.sae h2{margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line)}.sae h3{margin:.2rem 0;color:var(--ink)}.sae h3 small{font-weight:400;opacity:.75;white-space:pre-wrap}
-.sae article{border:1px solid var(--line);border-radius:6px;padding:.6rem .9rem;margin:.8rem 0;overflow-wrap:anywhere}.sae article p{margin:.2rem 0 .5rem}
-.sae table{border-collapse:collapse;margin:.5rem 0;font-size:13px;display:block;overflow-x:auto;color:var(--ink)}.sae td,.sae th{padding:.25rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;background:none}
-.sae td.met{color:var(--good);font-weight:600}.sae td.missed{color:var(--bad);font-weight:600}
-.sae code{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap;color:inherit;background:none}.sae small{opacity:.75}.sae figure{margin:0}.sae figure img{max-width:100%;background:#fff;border-radius:6px;filter:var(--picture)}
-.sae .context{display:flex;justify-content:space-between;gap:1rem;border-top:1px solid var(--line);padding:.15rem 0}.sae .context code{padding:0}.sae .context>small{flex:none;white-space:nowrap}
-.sae mark{position:relative;background:rgb(var(--shade)/calc(8% + var(--v,0)*.6%));color:inherit;border-radius:2px;padding:0}.sae mark.peak{outline:1px solid currentColor}
-.sae mark sub{font-size:10px;opacity:.8;margin-left:2px;vertical-align:baseline}
-.sae mark i{position:absolute;left:0;bottom:100%;clip-path:inset(50%);white-space:nowrap;user-select:none;pointer-events:none;font-style:normal;font-size:11px;line-height:1.5;color:var(--paper);background:var(--ink);border-radius:3px;z-index:9}
-.sae mark:hover i{clip-path:none}
-.sae .sides{display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;margin-bottom:.5rem}.sae .bars{flex:0 1 16rem;min-width:12rem}.sae .bars div{display:flex;align-items:flex-end;height:4.5rem;gap:1px;border-bottom:1px solid var(--ink)}
-.sae .bars b{flex:1;background:var(--bar);min-height:1px}.sae .bars figcaption{display:flex;justify-content:space-between;font-size:11px;opacity:.75}
-.sae dl{flex:1 1 24rem;display:grid;grid-template-columns:max-content 1fr;gap:.1rem .7rem;margin:0}.sae dl dt,.sae dl dd{float:none;width:auto;margin:0}.sae dl dt{opacity:.75;font-weight:400;white-space:nowrap}.sae dd span{margin-right:.5rem;white-space:nowrap}
-.sae dd code{background:var(--soft);border-radius:3px;padding:0 .15rem;white-space:pre}.sae summary{cursor:pointer;margin-top:.4rem}.sae .decile{display:flex;gap:.7rem;border-top:1px solid var(--line)}.sae .decile>small{flex:0 0 6.2rem;padding-top:.3rem}.sae .decile>div{flex:1;min-width:0}.sae .decile .context{border:0}
-"""
-)
+STYLE = static_text("style.css")
 
 
 def with_style(body: str) -> str:
     """A piece of HTML with its style, for a notebook."""
     return f'<style>{STYLE}</style><div class="sae">{body}</div>'
 
+# %% ../../nbs/explorer/01_html.ipynb #5ca17a49
+def visible_html(token: str) -> str:
+    """A token as escaped HTML, with line breaks and tabs that can be seen."""
+    return html.escape(token).replace("\n", "⏎").replace("\t", "⇥")
+
 # %% ../../nbs/explorer/01_html.ipynb #7b0e9c0c
-def table_html(table: Any, links: Sequence[str] = ()) -> str:
+def table_html(table: pd.DataFrame, links: Sequence[str] = ()) -> str:
     """A DataFrame as escaped HTML.
 
-    A column `met` becomes words, columns in `links` become links.
+    A column `met` becomes words, and columns in `links` become links.
     """
-
-    def cell(name: str, value: Any) -> str:
-        if name == "met":
-            return (
-                f'<td class="{"met" if value else "missed"}">{"met" if value else "not met"}</td>'
-            )
-        if name in links:
-            return (
-                f'<td><a href="{html.escape(value)}">open</a></td>'
-                if str(value).startswith(("https://", "http://"))
-                else "<td></td>"
-            )
-        shown = (
-            f"{value:,.0f}"
-            if isinstance(value, float) and value >= 1000
-            else f"{value:.4g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-        return f"<td>{visible_html(shown)}</td>"
-
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(cell(n, v) for n, v in zip(table.columns, row)) + "</tr>"
-        for row in table.itertuples(index=False)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    rows = []
+    for row in table.itertuples(index=False):
+        cells = [_cell(name, value, name in links) for name, value in zip(table.columns, row)]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    body = "".join(rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(name: str, value: Any, is_link: bool) -> str:
+    if name == "met":
+        return '<td class="met">met</td>' if value else '<td class="missed">not met</td>'
+    if is_link:
+        if str(value).startswith(("https://", "http://")):
+            return f'<td><a href="{html.escape(value)}">open</a></td>'
+        return "<td></td>"
+    return f"<td>{visible_html(_shown(value))}</td>"
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 # %% ../../nbs/explorer/01_html.ipynb #48c938ef
-def figure_html(figure: Any, description: str) -> str:
-    """A matplotlib figure as an inline image."""
-    import base64
-
+def figure_html(figure: Figure, description: str) -> str:
+    """A matplotlib figure as an inline image; `description` is read out by screen readers."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    image = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure><img alt="{html.escape(description)}"'
-        f' src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></figure>'
+        f' src="data:image/png;base64,{image}"></figure>'
     )

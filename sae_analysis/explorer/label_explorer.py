@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from typing import Any
+
 from ..core.errors import InputError
-from .explorer import _labelled, Explorer
+from .explorer import Explorer, _labelled
 from .html import figure_html, table_html, with_style
 from ..interpreter.features import Features
 
@@ -48,6 +49,7 @@ class LabelExplorer(Explorer):
 
     def html(self, label: str | None = None, token: str | None = None, q: float = 0.05) -> str:
         from matplotlib.figure import Figure
+
         from sae_analysis.analysis.labels import plot_rates, plot_volcano
 
         part, figure = (

@@ -8,118 +8,87 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
+
 from ..core.errors import InputError
 from ..core.files import write_text
 from .feature_html import feature_html
-from .html import STYLE, visible_html
+from .html import STYLE, static_text, visible_html
 
 # %% auto #0
-__all__ = ['SCRIPT', 'PAGE_STYLE', 'page_html', 'write_page']
+__all__ = ['HEADINGS', 'PAGE_STYLE', 'SCRIPT', 'page_html', 'write_page']
 
 # %% ../../nbs/explorer/03_page.ipynb #3452807f
-SCRIPT = """
-const rows = [...document.querySelectorAll('tbody tr')], search = document.querySelector('#search'), jump = document.querySelector('#jump'), said = document.querySelector('#said');
-let shown = rows, current = null;
-function open_(id) {
-  const row = rows.find(r => r.dataset.id === String(id));
-  if (!row) { said.textContent = 'feature ' + id + ' is not on this page'; return; }
-  if (current) { document.getElementById('feature-' + current.dataset.id).hidden = true; current.removeAttribute('aria-current'); }
-  current = row; row.setAttribute('aria-current', 'true');
-  document.getElementById('feature-' + id).hidden = false; jump.value = id; row.scrollIntoView({block: 'nearest'});
-  if (location.hash !== '#' + id) history.replaceState(null, '', '#' + id);
-}
-function filter() {
-  const wanted = search.value.trim().toLowerCase();
-  shown = [...document.querySelectorAll('tbody tr')].filter(r => { const fits = r.dataset.text.includes(wanted) || r.dataset.id === wanted; r.hidden = !fits; return fits; });
-  said.textContent = shown.length + ' of ' + rows.length + ' features';
-}
-function step(by) { const at = shown.indexOf(current); if (shown.length) open_(shown[Math.min(Math.max(at + by, 0), shown.length - 1)].dataset.id); }
-function sort(button) {
-  const column = button.closest('th').cellIndex, down = button.dataset.order !== 'down', body = document.querySelector('tbody');
-  document.querySelectorAll('th').forEach(th => th.removeAttribute('aria-sort'));
-  document.querySelectorAll('th button').forEach(b => delete b.dataset.order);
-  button.dataset.order = down ? 'down' : 'up'; button.closest('th').setAttribute('aria-sort', down ? 'descending' : 'ascending');
-  const value = r => r.cells[column].dataset.v ?? r.cells[column].textContent, number = v => v === '' ? -Infinity : Number(v);
-  const compare = (a, b) => { const x = value(a), y = value(b); return isNaN(number(x)) || isNaN(number(y)) ? x.localeCompare(y) : number(x) - number(y); };
-  [...rows].sort((a, b) => down ? -compare(a, b) : compare(a, b)).forEach(r => body.append(r)); filter();
-}
-search.addEventListener('input', filter);
-jump.addEventListener('change', () => open_(jump.value));
-document.querySelector('#next').addEventListener('click', () => step(1)); document.querySelector('#previous').addEventListener('click', () => step(-1));
-document.querySelectorAll('th button').forEach(b => b.addEventListener('click', () => sort(b)));
-rows.forEach(r => r.addEventListener('click', () => open_(r.dataset.id)));
-addEventListener('hashchange', () => open_(location.hash.slice(1)));
-addEventListener('keydown', e => {
-  if (e.target.matches('input')) { if (e.key === 'Escape') e.target.blur(); return; }
-  if (e.ctrlKey || e.metaKey || e.altKey) return;
-  if (e.key === 'j') step(1); else if (e.key === 'k') step(-1); else if (e.key === '/') { e.preventDefault(); search.focus(); }
-});
-filter(); if (rows.length) open_(location.hash.slice(1) || rows[0].dataset.id);
-"""
+HEADINGS = ("id", "label", "density", "max", "bits", "label right")
 
 
-PAGE_STYLE = """body{margin:0}.sae.page{height:100vh;display:grid;grid-template:auto 1fr/minmax(24rem,34rem) 1fr;overflow:hidden}.page header{grid-column:1/3;padding:.6rem 1rem;border-bottom:1px solid var(--line);display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:baseline}
-.page header h1{font-size:1.1rem;margin-right:auto}.page input,.page button{font:inherit;color:inherit;background:var(--soft);border:1px solid var(--line);border-radius:4px;padding:.15rem .5rem}.page #jump{width:5.5rem}.page nav{overflow:auto;border-right:1px solid var(--line)}
-.page main{overflow:auto;padding:0 1rem}.page nav table{display:table;width:100%;margin:0}.page th{position:sticky;top:0;background:var(--paper)!important}.page th button{border:0;padding:0;background:none;cursor:pointer;font-weight:600}.page th[aria-sort=descending] button::after{content:" ▾"}.page th[aria-sort=ascending] button::after{content:" ▴"}
-.page tbody tr{cursor:pointer}.page tr[aria-current]{background:var(--soft);outline:2px solid var(--link);outline-offset:-2px}.page td{white-space:nowrap;padding:.15rem .5rem}.page th{padding:.25rem .5rem}.page td:nth-child(2){white-space:pre-wrap;overflow-wrap:anywhere}
-@media(max-width:56rem){.sae.page{height:auto;display:block;overflow:visible}.page nav{max-height:40vh}}"""
+def _row_html(entry: dict[str, Any]) -> str:
+    """One row of the table, with its text to search in."""
+    right = (entry.get("label_test") or {}).get("detection")
+    tokens = [token for token, *_ in entry.get("firing_tokens", [])]
+    text = html.escape(" ".join([entry["label"], *tokens]).lower())
+    cells = [
+        f"<td>{entry['feature_id']}</td>",
+        f"<td>{visible_html(entry['label']) or 'dead'}</td>",
+        _number_html(entry["density"], f"{entry['density']:.2%}"),
+        _number_html(entry["top_activation"], f"{entry['top_activation']:.3g}"),
+        _number_html(entry["score"], f"{entry['score']:.1f}"),
+        _number_html(-1.0 if right is None else right, "" if right is None else f"{right:.0%}"),
+    ]
+    return f'<tr data-id="{entry["feature_id"]}" data-text="{text}">{"".join(cells)}</tr>'
+
+
+def _number_html(value: float, shown: str) -> str:
+    return f'<td data-v="{float(value):.6g}">{shown}</td>'
 
 # %% ../../nbs/explorer/03_page.ipynb #7bea0e7c
+PAGE_STYLE = STYLE + static_text("page.css")
+SCRIPT = static_text("page.js")
+
+
 def page_html(title: str, features: Iterable[dict[str, Any]], contexts: int = 3) -> str:
     """A self-contained page over features."""
     entries = list(features)
-    have, head = (
-        {entry["feature_id"] for entry in entries},
-        (
-            "id",
-            "label",
-            "density",
-            "max",
-            "bits",
-            "label right",
-        ),
-    )
-
-    def row(e: dict[str, Any]) -> str:
-        right = (e.get("label_test") or {}).get("detection")
-        text = html.escape(
-            " ".join([e["label"], *(token for token, *_ in e.get("firing_tokens", []))]).lower()
-        )
-        cells = [
-            (f'<td data-v="{v:.6g}">{shown}</td>' if isinstance(v, float) else f"<td>{shown}</td>")
-            for v, shown in (
-                (e["feature_id"], e["feature_id"]),
-                ("", visible_html(e["label"]) or "dead"),
-                (float(e["density"]), f"{e['density']:.2%}"),
-                (float(e["top_activation"]), f"{e['top_activation']:.3g}"),
-                (float(e["score"]), f"{e['score']:.1f}"),
-                (-1.0 if right is None else float(right), "" if right is None else f"{right:.0%}"),
-            )
-        ]
-        return f'<tr data-id="{e["feature_id"]}" data-text="{text}">{"".join(cells)}</tr>'
-
-    cards = "".join(
-        feature_html(e, contexts, 1, have).replace("<article", "<article hidden", 1)
-        for e in entries
-    )
-    allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    have = {entry["feature_id"] for entry in entries}
+    rows = "".join(_row_html(entry) for entry in entries)
+    cards = []
+    for entry in entries:
+        card = feature_html(entry, contexts, 1, have)
+        cards.append(card.replace("<article", "<article hidden", 1))
+    headings = "".join(f"<th><button>{name}</button></th>" for name in HEADINGS)
+    table = f"<table><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>"
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        ' content="width=device-width"><meta http-equiv="Content-Security-Policy"'
-        " content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src"
-        f" 'sha256-{allowed}'\">"
-        f"<title>{html.escape(title)}</title><style>{STYLE}{PAGE_STYLE}</style></head><body><div"
-        f' class="sae page"><header><h1>{html.escape(title)}</h1><span id="said"'
-        ' role="status"></span>'
-        '<label>search <input id="search" type="search" placeholder="label or'
-        ' token"></label><label>feature <input id="jump" inputmode="numeric"></label><button'
-        ' id="previous" title="k">previous</button><button id="next"'
-        ' title="j">next</button></header>'
-        "<nav"
-        f' aria-label="features"><table><thead><tr>{"".join(f"<th><button>{name}</button></th>" for name in head)}</tr></thead><tbody>{"".join(map(row, entries))}</tbody></table></nav>'
-        f"<main>{cards}</main></div><script>{SCRIPT}</script></body></html>"
+        f'{_head_html(title)}<body><div class="sae page">{_header_html(title)}'
+        f'<nav aria-label="features">{table}</nav><main>{"".join(cards)}</main></div>'
+        f"<script>{SCRIPT}</script></body></html>"
+    )
+
+
+def _head_html(title: str) -> str:
+    """The page's head, with a policy that allows this one script and nothing from elsewhere."""
+    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src"
+        f" 'sha256-{script_hash}'"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style></head>"
+    )
+
+
+def _header_html(title: str) -> str:
+    """The title and the controls."""
+    return (
+        f'<header><h1>{html.escape(title)}</h1><span id="status" role="status"></span>'
+        '<label>search <input id="search" type="search" placeholder="label or token"></label>'
+        '<label>feature <input id="jump" inputmode="numeric"></label>'
+        '<button id="previous" title="k">previous</button>'
+        '<button id="next" title="j">next</button></header>'
     )
 
 # %% ../../nbs/explorer/03_page.ipynb #a107352e
@@ -127,10 +96,13 @@ def write_page(
     path: str | Path,
     title: str,
     features: Iterable[dict[str, Any]],
-    contexts: int = 3,
-    limit: int = 10_000,
+    contexts: int = 3,  # strongest contexts of each
+    limit: int = 10_000,  # features
 ) -> Path:
-    """Writes `page_html` to a file, whole or not at all."""
+    """Write `page_html` to a file, complete or not at all; returns the path.
+
+    Raises `InputError` for more than `limit` features.
+    """
     entries = list(features)
     if len(entries) > limit:
         raise InputError(

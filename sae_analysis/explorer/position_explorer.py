@@ -8,8 +8,9 @@ from __future__ import annotations
 import html
 from functools import cached_property
 from typing import Any, Sequence
+
 from ..core.errors import InputError
-from .explorer import _labelled, Explorer
+from .explorer import Explorer, _labelled
 from .html import table_html, visible_html, with_style
 from ..interpreter.features import Features
 from ..models.language_model import LanguageModel

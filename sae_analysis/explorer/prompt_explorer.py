@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import html
 from typing import Any, Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core.errors import InputError
-from .explorer import _labelled, _list, Explorer, LIST_STYLE
+from .explorer import LIST_STYLE, Explorer, _labelled, _list
 from .feature_html import feature_html
 from .html import visible_html, with_style
 from ..interpreter.features import Features
@@ -19,11 +21,10 @@ from ..loaders.windows import boundary_tokens
 from ..models.chat import encode_rendered, render
 from ..models.language_model import LanguageModel
 from sae_analysis.models.reading import (
-    countable_positions,
     ResidualReader,
+    countable_positions,
     within_norm_limit,
 )
-
 from ..saes.jumprelu import JumpReLUSAE
 from ..saes.sae import SAE
 

@@ -6,69 +6,99 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
 from .charts import training_figure
 from .feature_html import feature_html
-from .html import figure_html, STYLE, table_html, visible_html
+from sae_analysis.explorer.html import (
+    STYLE,
+    figure_html,
+    static_text,
+    table_html,
+    visible_html,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_analysis.interpreter.evaluation import Quality
+    from sae_analysis.interpreter.features import Features
 
 # %% auto #0
-__all__ = ['universal_html', 'report_html']
+__all__ = ['UNIVERSAL_SHOWN', 'REPORT_STYLE', 'universal_html', 'report_html']
 
 # %% ../../nbs/explorer/04_report.ipynb #eb8e0ada
-def universal_html(universal: Any, features: Any, prompts: int, each: int = 6) -> str:
-    """The most widespread universal features of each token type, with what is known of them."""
+UNIVERSAL_SHOWN = [
+    "feature_id",
+    "activation_mean",
+    "activation_max",
+    "activation_min",
+    "num_prompts",
+]
+
+
+def universal_html(
+    universal: pd.DataFrame, features: Features | None, prompts: int, each: int = 6
+) -> str:
+    """The `each` most widespread universal features of each source and token type."""
     parts = []
     for (source, token), group in universal.groupby(["source", "token"], sort=True):
         top = group.head(each)
         links = ["link"] if top.link.astype(bool).any() else []
-        shown = top[
-            [
-                "feature_id",
-                "activation_mean",
-                "activation_max",
-                "activation_min",
-                "num_prompts",
-                *links,
-            ]
-        ].assign(
-            label=[
-                features[int(i)].get("label", "") if features is not None else ""
-                for i in top.feature_id
-            ]
-        )
+        labels = [_label(features, int(feature)) for feature in top.feature_id]
+        table = top[[*UNIVERSAL_SHOWN, *links]].assign(label=labels)
         parts.append(
-            f"<h3>{visible_html(source)}, at <code>{visible_html(token)}</code></h3><p>{len(group)}"
-            f" universal features over {prompts} prompts; the most"
-            f" widespread:</p>{table_html(shown, links)}"
+            f"<h3>{visible_html(source)}, at <code>{visible_html(token)}</code></h3>"
+            f"<p>{len(group)} universal features over {prompts} prompts; the most widespread:</p>"
+            f"{table_html(table, links)}"
         )
     return "".join(parts) or "<p>No feature is universal on these prompts.</p>"
 
+
+def _label(features: Features | None, feature: int) -> str:
+    return "" if features is None else features[feature].get("label", "")
+
 # %% ../../nbs/explorer/04_report.ipynb #bdb1dbf9
+REPORT_STYLE = (
+    "body{margin:0}@media(prefers-color-scheme:dark){body{background:#16181b}}"
+    + STYLE
+    + static_text("report.css")
+)
+
+
 def report_html(
     title: str,
-    lead: str,
-    checklist: Any,
-    quality: Any,
+    lead: str,  # the first sentence
+    checklist: pd.DataFrame,
+    quality: Quality,
     history: dict[str, Any],
-    features: Any,
-    universal: Any,
-    prompts: int,
+    features: Features,
+    universal: pd.DataFrame,
+    prompts: int,  # how many were analysed
 ) -> str:
     """A self-contained page over one layer's SAE."""
     figure = figure_html(
         training_figure(history, quality),
         "Training curves, L0 over steps and tokens, and the density of latents",
     )
-    figures = quality.table().reset_index()
     cards = "".join(feature_html(entry, each_decile=0) for entry in features.best(10))
+    sections = {
+        "What was asked for": table_html(checklist),
+        "Training": figure,
+        "Figures on held-out text": table_html(quality.table().reset_index()),
+        "Ten features with the best evidence": (
+            "<p>Ranked by how much their firing tells about the token. Shade is activation; hover"
+            f" for values.</p>{cards}"
+        ),
+        "Universal features where the assistant begins to speak": universal_html(
+            universal, features, prompts
+        ),
+    }
+    body = "".join(f"<h2>{name}</h2>{content}" for name, content in sections.items())
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        f' content="width=device-width"><title>{html.escape(title)}</title><style>body{{margin:0}}@media(prefers-color-scheme:dark){{body{{background:#16181b}}}}{STYLE}.report{{max-width:62rem;margin:0'
-        ' auto;padding:1.5rem}</style></head><body><main class="sae'
-        f' report"><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p><h2>What was asked'
-        f" for</h2>{table_html(checklist)}<h2>Training</h2>{figure}<h2>Figures on held-out"
-        f" text</h2>{table_html(figures)}<h2>Ten features with the best evidence</h2><p>Ranked by"
-        " how much their firing tells about the token. Shade is activation; hover for"
-        f" values.</p>{cards}<h2>Universal features where the assistant begins to"
-        f" speak</h2>{universal_html(universal, features, prompts)}</main></body></html>"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{REPORT_STYLE}</style></head>"
+        f'<body><main class="sae report"><h1>{html.escape(title)}</h1>'
+        f"<p>{html.escape(lead)}</p>{body}</main></body></html>"
     )

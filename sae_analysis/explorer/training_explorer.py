@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Mapping
+
 from ..core.errors import InputError
 from .explorer import Explorer
 from .html import figure_html, with_style
