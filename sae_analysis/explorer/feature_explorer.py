@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from ..core.errors import InputError
-from .explorer import LIST_STYLE, Explorer, _labelled, _list
+from .explorer import LIST_STYLE, Explorer, labelled_widget, list_widget
 from .feature_html import feature_html
 from .html import table_html, with_style
 from .page import write_page
@@ -93,7 +93,7 @@ class FeatureExplorer(Explorer):
             w.Text(
                 placeholder="search labels", continuous_update=False, layout=w.Layout(width="12rem")
             ),
-            _labelled(
+            labelled_widget(
                 "Dropdown",
                 "sort by",
                 options=["score", "density", "top_activation", "detection", "feature_id"],
@@ -101,13 +101,13 @@ class FeatureExplorer(Explorer):
             ),
         )
         self.list, self.head = (
-            _list(18, "features"),
+            list_widget(18, "features"),
             w.HTML(f'{LIST_STYLE}<code style="font-size:12px;white-space:pre">{self.HEAD}</code>'),
         )
         self.previous, self.next, self.row = (
             w.Button(description="previous"),
             w.Button(description="next"),
-            _labelled(
+            labelled_widget(
                 "BoundedIntText",
                 "row",
                 min=1,
@@ -116,7 +116,7 @@ class FeatureExplorer(Explorer):
                 layout=w.Layout(width="6.5rem"),
             ),
         )
-        self.jump = _labelled(
+        self.jump = labelled_widget(
             "BoundedIntText",
             "feature",
             min=0,
@@ -186,7 +186,7 @@ class FeatureExplorer(Explorer):
     def open(self, feature_id: int) -> None:
         """Shows a feature."""
         if not hasattr(self, "view"):
-            self.widget  # now there are widgets to show it in
+            _ = self.widget  # now there are widgets to show it in
         self.current, entry = int(feature_id), self.features[int(feature_id)]
         self.view.value = with_style(feature_html(entry))
         self._point()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import InputError
-from .explorer import Explorer, _labelled
+from .explorer import Explorer, labelled_widget
 from .html import figure_html, table_html, with_style
 from ..interpreter.features import Features
 
@@ -85,7 +85,7 @@ class LabelExplorer(Explorer):
 
         every = [("all", "")]  # None would be no choice at all
         self.label, self.token = (
-            _labelled(
+            labelled_widget(
                 "Dropdown",
                 name,
                 options=every + [(v, v) for v in self.compared[name].unique()],
@@ -94,7 +94,7 @@ class LabelExplorer(Explorer):
             for name in ("label", "token")
         )
         self.q, self.view = (
-            _labelled(
+            labelled_widget(
                 "FloatLogSlider",
                 "q at most",
                 min=-6,

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Sequence
 
 from ..core.errors import InputError
-from .explorer import Explorer, _labelled
+from .explorer import Explorer, labelled_widget
 from .html import table_html, visible_html, with_style
 from ..interpreter.features import Features
 from ..models.language_model import LanguageModel
@@ -125,7 +125,7 @@ class PositionExplorer(Explorer):
         self.prompt = w.IntSlider(
             min=0, max=len(self.prompts) - 1, description="prompt", layout=w.Layout(width="28rem")
         )
-        self.group = _labelled(
+        self.group = labelled_widget(
             "Dropdown",
             "universal features of",
             options=[(f"{source}, {token}", (source, token)) for source, token in self.groups],

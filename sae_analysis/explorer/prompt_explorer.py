@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from ..core.errors import InputError
-from .explorer import LIST_STYLE, Explorer, _labelled, _list
+from .explorer import LIST_STYLE, Explorer, labelled_widget, list_widget
 from .feature_html import feature_html
 from .html import visible_html, with_style
 from ..interpreter.features import Features
@@ -25,7 +25,6 @@ from sae_analysis.models.reading import (
     countable_positions,
     within_norm_limit,
 )
-from ..saes.jumprelu import JumpReLUSAE
 from ..saes.sae import SAE
 
 # %% auto #0
@@ -136,13 +135,17 @@ class PromptExplorer(Explorer):
     def __init__(
         self,
         model: LanguageModel,
-        saes: Mapping[int, JumpReLUSAE] | JumpReLUSAE,
+        saes: Mapping[int, SAE] | SAE,
         # interpreted, by layer; to see labels and open features
         features: Mapping[int, Features] | Features | None = None,
         text: str = "The quick brown fox jumps over the lazy dog.",
         chat: bool = False,
     ):
-        self.saes = dict(saes) if isinstance(saes, Mapping) else {saes.metadata.get("layer"): saes}
+        self.saes: dict[Any, SAE] = {}
+        if isinstance(saes, Mapping):
+            self.saes.update(saes)
+        else:
+            self.saes[saes.metadata.get("layer")] = saes
         if not self.saes:
             raise InputError("there are no SAEs to look through; give {layer: sae}")
         if None in self.saes:
@@ -172,10 +175,8 @@ class PromptExplorer(Explorer):
         """Runs the model on the text; what is wrong with the text, or nothing."""
         import pandas as pd
 
-        self.tokens, self.fired = (
-            [],
-            pd.DataFrame({"layer": [], "position": [], "feature_id": [], "activation": []}),
-        )
+        self.tokens: list[str] = []
+        self.fired = pd.DataFrame({"layer": [], "position": [], "feature_id": [], "activation": []})
         try:
             self.tokens, self.fired = prompt_activations(
                 self.model, self.saes, self.text, self.chat
@@ -220,13 +221,17 @@ class PromptExplorer(Explorer):
             style={"button_width": "5rem"},
         )
         self.where = w.VBox()
-        self.view, self.opened, self.list = w.HTML(), w.HTML(), _list(10, "features that fire")
+        self.view, self.opened, self.list = (
+            w.HTML(),
+            w.HTML(),
+            list_widget(10, "features that fire"),
+        )
         self.run.on_click(lambda _: self.reread())
         for widget in (self.input, self.as_chat):
             widget.observe(lambda change: self.reread(), "value")
         self.layers.observe(lambda change: self.show(), "value")
         self.list.observe(
-            lambda change: change["new"] is not None and self.open(change["new"]), "value"
+            lambda change: self.open(change["new"]) if change["new"] is not None else None, "value"
         )
         self.reread()
         return w.VBox(
@@ -253,7 +258,9 @@ class PromptExplorer(Explorer):
             *((f"{position} {token!r}", position) for position, token in enumerate(self.tokens)),
         ]
         # a new one: a browser would show an old one with new options as blank
-        self.tokens_at = _labelled("Dropdown", "at", options=tokens, layout={"width": "14rem"})
+        self.tokens_at = labelled_widget(
+            "Dropdown", "at", options=tokens, layout={"width": "14rem"}
+        )
         self.tokens_at.observe(lambda change: self._fill(), "value")
         self.where.children = [self.tokens_at]
         self.show()

@@ -50,7 +50,7 @@ class TrainingExplorer(Explorer):
             )
         )
         # while training runs, by layer
-        self.histories = {
+        self.histories: dict[Any, Any] = {
             number: getattr(each, "history", each) for number, each in enumerate(given)
         }
 
