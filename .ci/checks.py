@@ -184,8 +184,9 @@ FORMATTED = ["nbs", "sae_analysis", "benchmarks", ".ci"]
 
 
 def check_format() -> None:
-    """Notebooks and modules are formatted."""
-    run(str(BIN / "ruff"), "format", "--check", *FORMATTED)
+    """Notebooks and scripts are formatted; nbdev writes the modules from the notebooks."""
+    sources = [name for name in FORMATTED if name != "sae_analysis"]
+    run(str(BIN / "ruff"), "format", "--check", *sources)
 
 
 def check_lint() -> None:
