@@ -43,7 +43,7 @@ test-browser: .venv/installed-dev   ## quickstart, explorers and report in Jupyt
 	$(BIN)/python .ci/browser.py
 
 checks: .venv/installed-dev   ## format, lint, types and style; notebooks and package in step; README, docs, wheel
-	$(BIN)/python .ci/checks.py format lint types sync order readme docs wheel
+	$(BIN)/python .ci/checks.py format lint types style sync order readme docs wheel
 	$(BIN)/python .ci/test_structure.py
 	PYTHONPATH=. $(BIN)/python .ci/test_old_files.py
 

@@ -224,7 +224,7 @@ def compare_tables(
     tables: dict[str, pd.DataFrame],  # two or more tables of specific results, by name
     activation_threshold: float = 0.01,  # a feature is active above this
 ) -> pd.DataFrame:
-    """The statistics of `compare_labels` for features that all tables have, each against the others.
+    """The statistics of `compare_labels` for features that all tables have, each against the rest.
 
     Raises `InputError` for tables that lack a column or have no feature in common.
     """

@@ -93,7 +93,7 @@ def write_table(table: pd.DataFrame, path: str | Path, facts: dict[str, Any]) ->
 
 # %% ../../nbs/analysis/03_results.ipynb #9f658731
 def active_prompts_path(specific_output: str | Path) -> Path:
-    """Where the record of active prompts is: `{csv_basename}_activeprompts.jsonl` beside the CSV."""
+    """The record of active prompts, `{csv_basename}_activeprompts.jsonl` beside the CSV."""
     path = Path(specific_output)
     return path.with_name(f"{path.stem}_activeprompts.jsonl")
 

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
     from sae_analysis.extractor.store import ActivationStore
     from sae_analysis.interpreter.evaluation import Quality
+    from sae_analysis.interpreter.features import Features
+    from sae_analysis.loaders.docs import DocsCorpus
     from sae_analysis.loaders.documents import Corpus, Document
     from sae_analysis.loaders.prompts import Prompt
     from sae_analysis.models.language_model import LanguageModel
+    from sae_analysis.saes.sae import SAE
+    from sae_analysis.trainer.runs import TrainRun
 
 # %% auto #0
 __all__ = ['Demo', 'demo_parser', 'demo_from', 'demo_prompts']
@@ -141,6 +145,40 @@ def _demo_analysis(demo: Demo, prompts: list[Prompt]) -> pd.DataFrame:
         print(report_line(kind, tables[kind], path))
     return pd.read_csv(demo.out / "universal.csv", keep_default_na=False)
 
+# %% ../../nbs/cli/03_demo.ipynb #8f2be613
+def _demo_inputs(demo: Demo) -> tuple[DocsCorpus, LanguageModel]:
+    """The corpus and the pocket model; raises `InputError` if the model has no such layer."""
+    from sae_analysis.loaders.docs import DocsCorpus
+    from sae_analysis.models.language_model import load_model
+
+    model = load_model("pocket", demo.device)
+    model.check_layers([demo.layer])
+    return DocsCorpus(), model
+
+
+def _demo_training(demo: Demo, store: ActivationStore, config: TrainConfig) -> TrainRun:
+    """Train the demo's SAE, or resume; it comes back on the demo's device."""
+    from sae_analysis.trainer.runs import train
+
+    sae_config = SAEConfig(d_model=store.d_model, d_hidden=demo.d_hidden)
+    run = train(store, sae_config, config, demo.out / "checkpoints", demo.device)
+    run.sae.to(demo.device)
+    return run
+
+
+def _demo_features(
+    demo: Demo, sae: SAE, model: LanguageModel, heldout: list[Document]
+) -> tuple[Features, Path]:
+    """Interpret every feature and write a page of them; returns the file of interpretations too."""
+    from sae_analysis.explorer.feature_explorer import FeatureExplorer
+    from sae_analysis.interpreter.features import interpret
+
+    features = interpret(sae, model, heldout, demo.layer, max_tokens=100_000)
+    name = f"layer_{demo.layer}_interpretations.json"
+    interpretations = features.save(demo.out / "interpretations" / name)
+    FeatureExplorer(features).to_html(demo.out / "features.html")
+    return features, interpretations
+
 # %% ../../nbs/cli/03_demo.ipynb #cf1b454f
 def _print_checklist(targets: pd.DataFrame) -> None:
     """Print the training guide's checklist, and why one target cannot be met with the others."""
@@ -163,42 +201,39 @@ def _lead(demo: Demo, rows: int, quality: Quality) -> str:
     )
 
 
+def _print_pages(out: Path) -> None:
+    """Print which pages to open."""
+    print(
+        f"\nOpen {out / 'report.html'} in a browser; {out / 'features.html'} has a thousand"
+        " features to look through."
+    )
+
+
 def _demo(args: argparse.Namespace) -> None:
-    from sae_analysis.explorer.feature_explorer import FeatureExplorer
     from sae_analysis.explorer.report import report_html
     from sae_analysis.interpreter.evaluation import checklist, evaluate
-    from sae_analysis.interpreter.features import interpret
-    from sae_analysis.loaders.docs import DocsCorpus
-    from sae_analysis.models.language_model import load_model
-    from sae_analysis.trainer.runs import train
 
     demo = demo_from(args)
     seed_everything(0)
-    corpus = DocsCorpus()
-    model = load_model("pocket", demo.device)
-    model.check_layers([demo.layer])
+    corpus, model = _demo_inputs(demo)
     print(f"1/5  reading {demo.num_tokens:,} tokens of documentation with the pocket model")
     store = _demo_states(demo, model, corpus)
     print(f"2/5  training a JumpReLU SAE with {demo.d_hidden:,} latents on layer {demo.layer}")
-    sae_config = SAEConfig(d_model=store.d_model, d_hidden=demo.d_hidden)
-    train_config = TrainConfig(epochs=demo.epochs, batch_size=1024)
-    run = train(store, sae_config, train_config, demo.out / "checkpoints", demo.device)
+    config = TrainConfig(epochs=demo.epochs, batch_size=1024)
+    run = _demo_training(demo, store, config)
     print("3/5  measuring it on held-out documentation")
     heldout = list(islice(corpus.heldout(), demo.heldout_documents))
-    run.sae.to(demo.device)
     quality = evaluate(run.sae, model, heldout, demo.layer, loss_tokens=10_000)
     print("4/5  gathering evidence for every feature")
-    features = interpret(run.sae, model, heldout, demo.layer, max_tokens=100_000)
-    name = f"layer_{demo.layer}_interpretations.json"
-    interpretations = features.save(demo.out / "interpretations" / name)
-    FeatureExplorer(features).to_html(demo.out / "features.html")
+    features, interpretations = _demo_features(demo, run.sae, model, heldout)
     print("5/5  analysing where the assistant begins to speak")
     prompts = demo_prompts(heldout)
     universal = _demo_analysis(demo, prompts)
-    targets = checklist(quality, run.history, train_config, interpretations.exists())
+    targets = checklist(quality, run.history, config, interpretations.exists())
+    lead = _lead(demo, len(store), quality)
     page = report_html(
         "The pocket model, explained",
-        _lead(demo, len(store), quality),
+        lead,
         targets,
         quality,
         run.history,
@@ -208,7 +243,4 @@ def _demo(args: argparse.Namespace) -> None:
     )
     write_text(demo.out / "report.html", page)
     _print_checklist(targets)
-    print(
-        f"\nOpen {demo.out / 'report.html'} in a browser; {demo.out / 'features.html'} has a"
-        " thousand features to look through."
-    )
+    _print_pages(demo.out)

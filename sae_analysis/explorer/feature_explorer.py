@@ -5,116 +5,171 @@
 # %% ../../nbs/explorer/06_feature_explorer.ipynb #3b8cec4f
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from ..core.errors import InputError
-from .explorer import LIST_STYLE, Explorer, labelled_widget, list_widget
+from sae_analysis.explorer.explorer import (
+    LIST_STYLE,
+    Explorer,
+    labelled_widget,
+    list_widget,
+)
 from .feature_html import feature_html
 from .html import table_html, with_style
 from .page import write_page
 from ..interpreter.features import Features
 
+if TYPE_CHECKING:
+    import ipywidgets
+
 # %% auto #0
-__all__ = ['find_features', 'feature_row', 'FeatureExplorer']
+__all__ = ['MOST_LISTED', 'SORT_BY', 'find_features', 'feature_row', 'FeatureExplorer']
 
 # %% ../../nbs/explorer/06_feature_explorer.ipynb #367766d9
-def find_features(features: Features, search: str = "", by: str = "score", most: int = 500) -> Any:
-    """The rows of the table whose label or firing tokens hold `search`, or whose number it is,
-    highest `by` first.
+MOST_LISTED = 500
+
+
+def find_features(
+    features: Features, search: str = "", by: str = "score", most: int = MOST_LISTED
+) -> pd.DataFrame:
+    """The rows whose label, firing tokens or number match `search`, highest `by` first.
+
+    Sorted by `feature_id`, the lowest comes first.
     """
-    return (
-        features.find(search)
-        .sort_values([by, "feature_id"], ascending=[by == "feature_id", True])
-        .head(most)
-    )
+    order = [by, "feature_id"]
+    ranked = features.find(search).sort_values(order, ascending=[by == "feature_id", True])
+    return ranked.head(most)
 
 # %% ../../nbs/explorer/06_feature_explorer.ipynb #255d02f9
 def feature_row(row: Any) -> str:
-    """One row of the list: number, density, maximum, bits, label, in columns."""
+    """One row of the list in columns: number, density, maximum, bits, label accuracy, label."""
     label = "dead" if row.dead else row.label.replace("\n", "⏎")
-    right = "   –" if row.detection != row.detection else f"{row.detection:4.0%}"
-    return (
+    accuracy = "   –" if pd.isna(row.detection) else f"{row.detection:4.0%}"
+    columns = (
         f"{row.feature_id:>6} {row.density:>7.2%} {row.top_activation:>7.3g} {row.score:>4.1f}"
-        f" {right}  {label[:48]}".replace(" ", "\u00a0")
+        f" {accuracy}  {label[:48]}"
     )
+    return columns.replace(" ", "\u00a0")
 
 # %% ../../nbs/explorer/06_feature_explorer.ipynb #95770720
+SORT_BY = ["score", "density", "top_activation", "detection", "feature_id"]
+
+
 class FeatureExplorer(Explorer):
-    """Looks through interpreted features."""
+    """Looks through interpreted features: a table to search and sort, and one dashboard.
+
+    `features` is what `interpret` returns, or `Features.load(path)`. Raises `InputError` for
+    anything else, and `IndexError` if `feature_id`, the feature to open first, does not exist.
+    """
 
     HEAD = f"{'id':>6} {'density':>7} {'max':>7} {'bits':>4} {'right':>5} label"
 
     def __init__(self, features: Features, feature_id: int | None = None):
         if not isinstance(features, Features):
             raise InputError(
-                "FeatureExplorer looks at what `interpret` gives, or Features.load(path); this is"
+                "FeatureExplorer shows what `interpret` returns, or Features.load(path); this is"
                 f" {type(features).__name__}"
             )
         if not len(features):
             raise InputError("there are no features to look at")
-        self.features, self._updating = features, False
-        best = features.best(1)
-        self.start = feature_id if feature_id is not None else best[0]["feature_id"] if best else 0
-        self.current = features[self.start]["feature_id"]
+        self.features = features
+        if feature_id is None:
+            best = features.best(1)
+            feature_id = best[0]["feature_id"] if best else 0
+        self.start = features[feature_id]["feature_id"]
+        self.current = self.start
+        self._updating = False
 
     def __repr__(self) -> str:
         return f"FeatureExplorer({self.features!r})"
 
     def html(self) -> str:
         columns = ["feature_id", "label", "density", "top_activation", "score", "detection"]
-        return with_style(
-            table_html(find_features(self.features, most=10)[columns])
-            + feature_html(self.features[self.start], contexts=4)
-        )
+        table = table_html(find_features(self.features, most=10)[columns])
+        return with_style(table + feature_html(self.features[self.start], contexts=4))
 
     def to_html(
         self, path: str | Path, feature_ids: Sequence[int] | None = None, title: str | None = None
     ) -> Path:
-        """One self-contained file that works offline:
+        """Write a self-contained page of these features, or of the thousand of best score."""
+        if feature_ids is None:
+            feature_ids = find_features(self.features, most=1000).feature_id.tolist()
+        if title is None:
+            layer = self.features.facts.get("layer")
+            title = "Features" if layer is None else f"Features of layer {layer}"
+        return write_page(path, title, (self.features[int(feature)] for feature in feature_ids))
 
-        the given features, or the thousand of best score.
-        """
-        ids = (
-            find_features(self.features, most=1000).feature_id.tolist()
-            if feature_ids is None
-            else list(feature_ids)
-        )
-        layer = (
-            f" of layer {self.features.facts['layer']}" if "layer" in self.features.facts else ""
-        )
-        return write_page(path, title or f"Features{layer}", (self.features[int(i)] for i in ids))
+    def open(self, feature_id: int) -> None:
+        """Show a feature."""
+        _ = self.widget  # so that there are widgets to show it in
+        self._open(feature_id)
 
-    def _build(self) -> Any:
+    def step(self, by: int) -> None:
+        """Step forward or back in the list; from a feature outside it, to its first row."""
+        listed = self._listed()
+        if by and listed:
+            place = min(max(self._place() + by, 0), len(listed) - 1)
+            self._open(listed[place])
+
+    def _build(self) -> ipywidgets.Widget:
         import ipywidgets
 
-        w = ipywidgets
-        self.search, self.sorting = (
-            w.Text(
-                placeholder="search labels", continuous_update=False, layout=w.Layout(width="12rem")
-            ),
-            labelled_widget(
-                "Dropdown",
-                "sort by",
-                options=["score", "density", "top_activation", "detection", "feature_id"],
-                layout=w.Layout(width="13rem"),
-            ),
+        self.view = ipywidgets.HTML()
+        self.neighbours = ipywidgets.HBox(layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self.list = list_widget(18, "features")
+        self.status = ipywidgets.Label()
+        head = f'{LIST_STYLE}<code style="font-size:12px;white-space:pre">{self.HEAD}</code>'
+        left = [
+            self._build_search(),
+            ipywidgets.HTML(head),
+            self.list,
+            self._build_steps(),
+            self.status,
+        ]
+        self._when_chosen(self.list, self._open)
+        self._fill()
+        self._open(self.start)
+        wide = ipywidgets.Layout(flex="1 1 auto", min_width="20rem")
+        return ipywidgets.HBox(
+            [
+                ipywidgets.VBox(left, layout=ipywidgets.Layout(flex="0 0 29rem")),
+                ipywidgets.VBox([self.view, self.neighbours], layout=wide),
+            ]
         )
-        self.list, self.head = (
-            list_widget(18, "features"),
-            w.HTML(f'{LIST_STYLE}<code style="font-size:12px;white-space:pre">{self.HEAD}</code>'),
+
+    def _build_search(self) -> ipywidgets.Widget:
+        """The search field and the choice of order."""
+        import ipywidgets
+
+        self.search = ipywidgets.Text(
+            placeholder="search labels",
+            continuous_update=False,
+            layout=ipywidgets.Layout(width="12rem"),
         )
-        self.previous, self.next, self.row = (
-            w.Button(description="previous"),
-            w.Button(description="next"),
-            labelled_widget(
-                "BoundedIntText",
-                "row",
-                min=1,
-                max=1,
-                continuous_update=True,
-                layout=w.Layout(width="6.5rem"),
-            ),
+        layout = ipywidgets.Layout(width="13rem")
+        self.sorting = labelled_widget("Dropdown", "sort by", options=SORT_BY, layout=layout)
+        for widget in (self.search, self.sorting):
+            widget.observe(lambda change: self._fill(), "value")
+        return ipywidgets.HBox([self.search, self.sorting])
+
+    def _build_steps(self) -> ipywidgets.Widget:
+        """The buttons and fields that step and jump."""
+        import ipywidgets
+
+        narrow = ipywidgets.Layout(width="5.5rem")
+        self.previous = ipywidgets.Button(description="previous", layout=narrow)
+        self.next = ipywidgets.Button(description="next", layout=narrow)
+        self.row = labelled_widget(
+            "BoundedIntText",
+            "row",
+            min=1,
+            max=1,
+            continuous_update=True,  # arrow keys act at once
+            layout=ipywidgets.Layout(width="6.5rem"),
         )
         self.jump = labelled_widget(
             "BoundedIntText",
@@ -122,93 +177,60 @@ class FeatureExplorer(Explorer):
             min=0,
             max=len(self.features) - 1,
             value=self.start,
-            layout=w.Layout(width="9rem"),
+            layout=ipywidgets.Layout(width="9rem"),
         )
-        for button in (self.previous, self.next):
-            button.layout.width = "5.5rem"
-        self.neighbours, self.view, self.said = (
-            w.HBox(layout=w.Layout(flex_flow="row wrap")),
-            w.HTML(),
-            w.Label(),
-        )
-        self.search.observe(lambda change: self._fill(), "value")
-        self.sorting.observe(lambda change: self._fill(), "value")
-        for widget, act in (
-            (self.list, self.open),
-            (self.jump, self.open),
-            (self.row, lambda row: self.step(row - 1 - self._at())),
-        ):
-            self._when_changed(widget, act)
         self.previous.on_click(lambda _: self.step(-1))
         self.next.on_click(lambda _: self.step(1))
-        self._fill()
-        self.open(self.start)
-        left = w.VBox(
-            [
-                w.HBox([self.search, self.sorting]),
-                self.head,
-                self.list,
-                w.HBox([self.previous, self.next, self.row, self.jump]),
-                self.said,
-            ],
-            layout=w.Layout(flex="0 0 29rem"),
-        )
-        return w.HBox(
-            [
-                left,
-                w.VBox(
-                    [self.view, self.neighbours],
-                    layout=w.Layout(flex="1 1 auto", min_width="20rem"),
-                ),
-            ]
-        )
+        self._when_chosen(self.row, lambda row: self.step(row - 1 - self._place()))
+        self._when_chosen(self.jump, self._open)
+        return ipywidgets.HBox([self.previous, self.next, self.row, self.jump])
 
-    def _when_changed(self, widget: Any, act: Callable[[int], None]) -> None:
-        """Acts on what a reader chooses, not on what this explorer sets."""
-        widget.observe(
-            lambda change: None if self._updating or change["new"] is None else act(change["new"]),
-            "value",
-        )
+    def _when_chosen(self, widget: ipywidgets.Widget, act: Callable[[int], None]) -> None:
+        """Act on what a reader chooses, not on what this explorer sets."""
+
+        def on_change(change: Any) -> None:
+            if not self._updating and change["new"] is not None:
+                act(change["new"])
+
+        widget.observe(on_change, "value")
 
     def _fill(self) -> None:
-        found = find_features(self.features, self.search.value, self.sorting.value)
-        options = [(feature_row(row), int(row.feature_id)) for row in found.itertuples()]
+        """Fill the list with the rows that match the search."""
+        rows = find_features(self.features, self.search.value, self.sorting.value)
+        options = [(feature_row(row), int(row.feature_id)) for row in rows.itertuples()]
         self._updating = True
         try:
-            self.list.options, self.row.max = options, max(1, len(options))
+            self.list.options = options
+            self.row.max = max(1, len(options))
         finally:
             self._updating = False
         self._point()
-        self.said.value = f"{len(options):,} of {len(self.features):,} features" + (
-            " (search for more)" if len(options) == 500 else ""
-        )
+        more = " (search for more)" if len(options) == MOST_LISTED else ""
+        self.status.value = f"{len(options):,} of {len(self.features):,} features{more}"
 
-    def open(self, feature_id: int) -> None:
-        """Shows a feature."""
-        if not hasattr(self, "view"):
-            _ = self.widget  # now there are widgets to show it in
-        self.current, entry = int(feature_id), self.features[int(feature_id)]
+    def _open(self, feature_id: int) -> None:
+        self.current = int(feature_id)
+        entry = self.features[self.current]
         self.view.value = with_style(feature_html(entry))
         self._point()
-        near = dict.fromkeys(
-            i for key in ("cosine", "together") for i, _ in entry.get("neighbours", {}).get(key, [])
-        )
-        self.neighbours.children = [self._link(i) for i in near]
+        near: dict[int, None] = {}  # in order, each once
+        for key in ("cosine", "together"):
+            near.update((feature, None) for feature, _ in entry.get("neighbours", {}).get(key, []))
+        self.neighbours.children = [self._neighbour_button(feature) for feature in near]
 
     def _point(self) -> None:
-        """Makes list and fields point at the open feature.
-
-        None is chosen in a list that lacks it.
-        """
-        at, self._updating = self._at(), True
+        """Make list and fields point at the open feature; a list without it has none chosen."""
+        place = self._place()
+        self._updating = True
         try:
-            self.jump.value, self.list.index = self.current, at if at >= 0 else None
-            if at >= 0:
-                self.row.value = at + 1
+            self.jump.value = self.current
+            self.list.index = place if place >= 0 else None
+            if place >= 0:
+                self.row.value = place + 1
         finally:
             self._updating = False
 
-    def _link(self, feature_id: int) -> Any:
+    def _neighbour_button(self, feature_id: int) -> ipywidgets.Button:
         import ipywidgets
 
         label = self.features.table.label[feature_id].strip()[:20]
@@ -217,18 +239,14 @@ class FeatureExplorer(Explorer):
             tooltip=f"open feature {feature_id}",
             layout=ipywidgets.Layout(width="auto"),
         )
-        button.on_click(lambda _: self.open(feature_id))
+        button.on_click(lambda _: self._open(feature_id))
         return button
 
-    def _at(self) -> int:
-        """Where in the list the open feature stands; -1 where it is not there."""
-        return next(
-            (number for number, (_, i) in enumerate(self.list.options) if i == self.current), -1
-        )
+    def _listed(self) -> list[int]:
+        """The features in the list."""
+        return [feature for _, feature in self.list.options]
 
-    def step(self, by: int) -> None:
-        """Goes on, or back, in the list."""
-        listed = [i for _, i in self.list.options]
-        # from outside the list to its first, since that is one after -1
-        if by and listed:
-            self.open(listed[min(max(self._at() + by, 0), len(listed) - 1)])
+    def _place(self) -> int:
+        """Where in the list the open feature is; -1 if it is not there."""
+        listed = self._listed()
+        return listed.index(self.current) if self.current in listed else -1

@@ -5,36 +5,59 @@
 # %% ../../nbs/explorer/10_label_explorer.ipynb #76ca5d6d
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from ..analysis.labels import plot_rates, plot_volcano
 from ..core.errors import InputError
 from .explorer import Explorer, labelled_widget
 from .html import figure_html, table_html, with_style
 from ..interpreter.features import Features
 
+if TYPE_CHECKING:
+    import ipywidgets
+
 # %% auto #0
-__all__ = ['select_contrasts', 'LabelExplorer']
+__all__ = ['LABEL_SHOWN', 'select_contrasts', 'LabelExplorer']
 
 # %% ../../nbs/explorer/10_label_explorer.ipynb #eee2fa7e
 def select_contrasts(
-    compared: Any, label: str | None = None, token: str | None = None, q: float = 1.0
-) -> Any:
-    """The rows of a label comparison for one label and token type (None:
-
-    all) with a corrected p-value up to `q`, the surest first.
-    """
-    fits = (
-        (compared.q <= q)
-        & ((compared.label == label) | (label is None))
-        & ((compared.token == token) | (token is None))
-    )
-    return compared[fits].sort_values("p", kind="stable")
+    compared: pd.DataFrame,  # the table of `compare_labels`
+    label: str | None = None,  # None: all
+    token: str | None = None,  # token type; None: all
+    q: float = 1.0,  # highest corrected p-value
+) -> pd.DataFrame:
+    """The rows of a comparison for one label and token type, the surest first."""
+    is_chosen = compared.q <= q
+    if label is not None:
+        is_chosen &= compared.label == label
+    if token is not None:
+        is_chosen &= compared.token == token
+    return compared[is_chosen].sort_values("p", kind="stable")
 
 # %% ../../nbs/explorer/10_label_explorer.ipynb #2d49d680
-class LabelExplorer(Explorer):
-    """What tells labels apart: the table of `compare_labels`."""
+LABEL_SHOWN = [
+    "feature_id",
+    "label",
+    "rest",
+    "rate",
+    "rate_rest",
+    "effect",
+    "p",
+    "q",
+    "source",
+    "token",
+]
 
-    def __init__(self, compared: Any, features: Features | None = None):
+
+class LabelExplorer(Explorer):
+    """Shows what tells labels apart, from the table of `compare_labels`.
+
+    Raises `InputError` for another table, or one without rows.
+    """
+
+    def __init__(self, compared: pd.DataFrame, features: Features | None = None):
         if not hasattr(compared, "q"):
             raise InputError(
                 "LabelExplorer shows the table of `compare_labels` (pandas.read_csv reads one"
@@ -42,7 +65,8 @@ class LabelExplorer(Explorer):
             )
         if not len(compared):
             raise InputError("the comparison has no rows: no feature fires on any prompt")
-        self.compared, self.features = compared, features
+        self.compared = compared
+        self.features = features
 
     def __repr__(self) -> str:
         return f"LabelExplorer({len(self.compared):,} contrasts)"
@@ -50,67 +74,56 @@ class LabelExplorer(Explorer):
     def html(self, label: str | None = None, token: str | None = None, q: float = 0.05) -> str:
         from matplotlib.figure import Figure
 
-        from sae_analysis.analysis.labels import plot_rates, plot_volcano
-
-        part, figure = (
-            select_contrasts(self.compared, label, token),
-            Figure(figsize=(11, 4), layout="constrained"),
-        )
+        part = select_contrasts(self.compared, label, token)
+        figure = Figure(figsize=(11, 4), layout="constrained")
         axes = figure.subplots(1, 2)
         plot_volcano(part.reset_index(drop=True), q, axes[0])
         plot_rates(part, ax=axes[1])
-        sure = select_contrasts(part, q=q).head(15)[
-            [
-                "feature_id",
-                "label",
-                "rest",
-                "rate",
-                "rate_rest",
-                "effect",
-                "p",
-                "q",
-                "source",
-                "token",
-            ]
-        ]
+        picture = figure_html(figure, f"Volcano plot and firing rates of {len(part):,} contrasts")
+        return with_style(picture + self._sure_html(part, q))
+
+    def _sure_html(self, part: pd.DataFrame, q: float) -> str:
+        """The surest contrasts as a table."""
+        sure = select_contrasts(part, q=q).head(15)[LABEL_SHOWN]
+        if not len(sure):
+            return f"<p>No difference is sure at q ≤ {q:g}.</p>"
         if self.features is not None:
-            sure = sure.assign(meaning=[self.features.table.label[int(i)] for i in sure.feature_id])
-        return with_style(
-            figure_html(figure, f"Volcano plot and firing rates of {len(part):,} contrasts")
-            + (table_html(sure) if len(sure) else f"<p>No difference is sure at q ≤ {q:g}.</p>")
-        )
+            labels = self.features.table.label
+            sure = sure.assign(meaning=[labels[int(feature)] for feature in sure.feature_id])
+        return table_html(sure)
 
-    def _build(self) -> Any:
-        import ipywidgets as w
+    def _build(self) -> ipywidgets.Widget:
+        import ipywidgets
 
-        every = [("all", "")]  # None would be no choice at all
-        self.label, self.token = (
-            labelled_widget(
-                "Dropdown",
-                name,
-                options=every + [(v, v) for v in self.compared[name].unique()],
-                layout=w.Layout(width="16rem"),
-            )
-            for name in ("label", "token")
+        self.label = self._choice("label")
+        self.token = self._choice("token")
+        self.q = labelled_widget(
+            "FloatLogSlider",
+            "q at most",
+            min=-6,
+            max=0,
+            step=0.25,
+            value=0.05,
+            continuous_update=False,
         )
-        self.q, self.view = (
-            labelled_widget(
-                "FloatLogSlider",
-                "q at most",
-                min=-6,
-                max=0,
-                step=0.25,
-                value=0.05,
-                continuous_update=False,
-            ),
-            w.HTML(),
-        )
+        self.view = ipywidgets.HTML()
         for widget in (self.label, self.token, self.q):
             widget.observe(lambda change: self.show(), "value")
         self.show()
-        return w.VBox([w.HBox([self.label, self.token, self.q]), self.view])
+        controls = ipywidgets.HBox([self.label, self.token, self.q])
+        return ipywidgets.VBox([controls, self.view])
+
+    def _choice(self, column: str) -> ipywidgets.Dropdown:
+        """A dropdown with the values of a column; an empty value stands for all of them."""
+        import ipywidgets
+
+        options = [("all", "")]
+        options += [(value, value) for value in self.compared[column].unique()]
+        layout = ipywidgets.Layout(width="16rem")
+        return labelled_widget("Dropdown", column, options=options, layout=layout)
 
     def show(self) -> None:
-        self.view.value = self.html(
-            self.label.value or None, self.token.value or None, self.q.value
-        )
+        """Show what is chosen."""
+        label = self.label.value or None
+        token = self.token.value or None
+        self.view.value = self.html(label, token, self.q.value)

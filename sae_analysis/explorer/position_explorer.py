@@ -6,52 +6,70 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from ..core.errors import InputError
 from .explorer import Explorer, labelled_widget
 from .html import table_html, visible_html, with_style
 from ..interpreter.features import Features
+from ..models.chat import Chat, token_positions
 from ..models.language_model import LanguageModel
 
+if TYPE_CHECKING:
+    import ipywidgets
+
 # %% auto #0
-__all__ = ['positions_html', 'PositionExplorer']
+__all__ = ['SHOWN', 'positions_html', 'PositionExplorer']
 
 # %% ../../nbs/explorer/09_position_explorer.ipynb #2860dddd
 def positions_html(
-    tokenizer: Any, prompts: Sequence[Any], number: int, types: Sequence[str] | None = None
+    tokenizer: Any, prompts: Sequence[Chat], number: int, types: Sequence[str] | None = None
 ) -> str:
-    """One prompt as the model reads it, with the read tokens marked by their type."""
-    from sae_analysis.models.chat import token_positions
-
+    """One prompt as the model reads it, with the tokens that are read marked by their type."""
     chats = token_positions(tokenizer, [prompts[number]], types)
-    names = {at[0]: kind for kind, at in chats.positions.items()}
-    spans = "".join(
-        (
-            '<mark class="peak" style="--v:90" title="position'
-            f' {at}">{visible_html(text)}<sub>{html.escape(names[at])}</sub></mark>'
-            if at in names
-            else visible_html(text)
-        )
-        for at, text in enumerate(tokenizer.decode([i]) for i in chats.input_ids[0])
-    )
-    return f"<p><code>{spans}</code></p>"
+    type_at = {indices[0]: kind for kind, indices in chats.positions.items()}
+    spans = []
+    for position, token_id in enumerate(chats.input_ids[0]):
+        text = visible_html(tokenizer.decode([token_id]))
+        if position in type_at:
+            kind = html.escape(type_at[position])
+            text = (
+                f'<mark class="peak" style="--v:90" title="position {position}">{text}'
+                f"<sub>{kind}</sub></mark>"
+            )
+        spans.append(text)
+    return f"<p><code>{''.join(spans)}</code></p>"
 
 # %% ../../nbs/explorer/09_position_explorer.ipynb #7955f897
-class PositionExplorer(Explorer):
-    """The positions that are read in each prompt, and the universal features at each token type."""
+SHOWN = [
+    "feature_id",
+    "activation_mean",
+    "activation_max",
+    "activation_min",
+    "num_prompts",
+    "chat_desc",
+]
 
-    # `universal`: the table of `universal_features`
+
+class PositionExplorer(Explorer):
+    """Shows the positions that are read in each prompt, and the universal features there.
+
+    Raises `InputError` if there are no prompts, or `universal` is another table.
+    """
+
     def __init__(
         self,
-        tokenizer: Any,
-        prompts: Sequence[Any],
-        universal: Any = None,
-        features: Features | None = None,
+        tokenizer: Any,  # or a `LanguageModel`
+        prompts: Sequence[Chat],
+        universal: pd.DataFrame | None = None,  # the table of `universal_features`
+        features: Features | None = None,  # for their labels
     ):
         if isinstance(prompts, str):
-            raise InputError("prompts must be a list, of a single prompt too: [prompt]")
+            raise InputError("prompts must be a list, even of a single prompt: [prompt]")
         if not len(prompts):
             raise InputError("there are no prompts to look at")
         if universal is not None and not hasattr(universal, "num_prompts"):
@@ -59,87 +77,72 @@ class PositionExplorer(Explorer):
                 "universal is the table of `universal_features` (pandas.read_csv reads one back);"
                 f" this is {type(universal).__name__}"
             )
-        self.tokenizer, self.prompts, self.universal, self.features = (
-            tokenizer.tokenizer if isinstance(tokenizer, LanguageModel) else tokenizer,
-            list(prompts),
-            universal,
-            features,
-        )
+        is_model = isinstance(tokenizer, LanguageModel)
+        self.tokenizer = tokenizer.tokenizer if is_model else tokenizer
+        self.prompts = list(prompts)
+        self.universal = universal
+        self.features = features
 
     def __repr__(self) -> str:
         return f"PositionExplorer({len(self.prompts)} prompts)"
 
-    def _universal_html(self, source: str, token: str) -> str:
-        if self.universal is None:
-            return ""
-        part = self.universal[
-            (self.universal.source == source) & (self.universal.token == token)
-        ].head(15)
-        columns = [
-            c
-            for c in (
-                "feature_id",
-                "activation_mean",
-                "activation_max",
-                "activation_min",
-                "num_prompts",
-                "chat_desc",
-            )
-            if c in part and not (part[c].isna() | (part[c].astype(str) == "")).all()
-        ]
-        shown = part[columns]
-        if self.features is not None:
-            shown = shown.assign(label=[self.features.table.label[int(i)] for i in part.feature_id])
-        if part.link.astype(str).str.len().any():
-            shown = shown.assign(link=part.link)
-        return (
-            f"<h4>{visible_html(source)}, at {visible_html(token)}: universal"
-            f" features</h4>{table_html(shown, ('link',))}"
-        )
-
     @cached_property
     def groups(self) -> list[tuple[str, str]]:
         """(source, token type) of the universal features."""
-        return (
-            []
-            if self.universal is None or not len(self.universal)
-            else list(
-                self.universal[["source", "token"]]
-                .drop_duplicates()
-                .itertuples(index=False, name=None)
-            )
-        )
+        if self.universal is None:
+            return []
+        pairs = self.universal[["source", "token"]].drop_duplicates()
+        return list(pairs.itertuples(index=False, name=None))
 
     def html(self) -> str:
-        return with_style(
-            "".join(
-                positions_html(self.tokenizer, self.prompts, number)
-                for number in range(min(3, len(self.prompts)))
-            )
-            + "".join(self._universal_html(*group) for group in self.groups)
-        )
+        first = range(min(3, len(self.prompts)))
+        parts = [positions_html(self.tokenizer, self.prompts, number) for number in first]
+        parts += [self._universal_html(source, token) for source, token in self.groups]
+        return with_style("".join(parts))
 
-    def _build(self) -> Any:
-        import ipywidgets as w
+    def _universal_html(self, source: str, token: str) -> str:
+        """The most widespread universal features of one source at one token type."""
+        if self.universal is None:
+            return ""
+        is_here = (self.universal.source == source) & (self.universal.token == token)
+        part = self.universal[is_here].head(15)
+        columns = [column for column in SHOWN if column in part and _has_values(part[column])]
+        table = part[columns]
+        if self.features is not None:
+            labels = self.features.table.label
+            table = table.assign(label=[labels[int(feature)] for feature in part.feature_id])
+        if part.link.astype(str).str.len().any():
+            table = table.assign(link=part.link)
+        title = f"{visible_html(source)}, at {visible_html(token)}: universal features"
+        return f"<h4>{title}</h4>{table_html(table, ('link',))}"
 
-        self.prompt = w.IntSlider(
-            min=0, max=len(self.prompts) - 1, description="prompt", layout=w.Layout(width="28rem")
-        )
+    def _build(self) -> ipywidgets.Widget:
+        import ipywidgets
+
+        layout = ipywidgets.Layout(width="28rem")
+        last = len(self.prompts) - 1
+        self.prompt = ipywidgets.IntSlider(min=0, max=last, description="prompt", layout=layout)
+        options = [(f"{source}, {token}", (source, token)) for source, token in self.groups]
         self.group = labelled_widget(
-            "Dropdown",
-            "universal features of",
-            options=[(f"{source}, {token}", (source, token)) for source, token in self.groups],
-            layout=w.Layout(width="28rem"),
+            "Dropdown", "universal features of", options=options, layout=layout
         )
-        self.view, self.table = w.HTML(), w.HTML()
-        self.prompt.observe(lambda change: self.show(), "value")
-        self.group.observe(lambda change: self.show(), "value")
+        self.view = ipywidgets.HTML()
+        self.table = ipywidgets.HTML()
+        for widget in (self.prompt, self.group):
+            widget.observe(lambda change: self.show(), "value")
         self.show()
-        return w.VBox([self.prompt, self.view, *([self.group, self.table] if self.groups else [])])
+        below = [self.group, self.table] if self.groups else []
+        return ipywidgets.VBox([self.prompt, self.view, *below])
 
     def show(self) -> None:
-        self.view.value = with_style(
-            positions_html(self.tokenizer, self.prompts, self.prompt.value)
-        )
+        """Show the prompt and the group that are chosen."""
+        page = positions_html(self.tokenizer, self.prompts, self.prompt.value)
+        self.view.value = with_style(page)
         if self.groups:
             self.table.value = with_style(self._universal_html(*self.group.value))
+
+
+def _has_values(column: pd.Series) -> bool:
+    """Whether a column says anything."""
+    is_empty = column.isna() | (column.astype(str) == "")
+    return not is_empty.all()

@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import html
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..core.errors import InputError
-from .explorer import LIST_STYLE, Explorer, labelled_widget, list_widget
+from sae_analysis.explorer.explorer import (
+    LIST_STYLE,
+    Explorer,
+    labelled_widget,
+    list_widget,
+)
 from .feature_html import feature_html
-from .html import visible_html, with_style
+from .html import static_text, visible_html, with_style
+from ..interpreter.directions import logit_effects
 from ..interpreter.features import Features
 from ..loaders.windows import boundary_tokens
 from ..models.chat import encode_rendered, render
@@ -27,23 +34,19 @@ from sae_analysis.models.reading import (
 )
 from ..saes.sae import SAE
 
+if TYPE_CHECKING:
+    import ipywidgets
+
 # %% auto #0
-__all__ = ['PROMPT_STYLE', 'prompt_activations', 'prompt_html', 'PromptExplorer']
+__all__ = ['NOTHING_FIRED', 'PROMPT_STYLE', 'prompt_activations', 'strongest_features', 'prompt_html', 'PromptExplorer']
 
 # %% ../../nbs/explorer/07_prompt_explorer.ipynb #94fe441e
-def _prompt_ids(model: LanguageModel, text: str, chat: bool) -> list[int]:
-    """Token ids of a text behind a separator, or of a chat message under the template."""
-    if chat:
-        ids = encode_rendered(model.tokenizer, render(model.tokenizer, text))
-    else:
-        separator, begin = boundary_tokens(model.tokenizer)
-        ids = [*(begin or [separator]), *model.encode(text)]
-    if len(ids) > model.context_length:
-        raise InputError(
-            f"the text has {len(ids)} tokens, and {model.name} reads {model.context_length} at"
-            " most; shorten it"
-        )
-    return ids
+NOTHING_FIRED: dict[str, list[Any]] = {
+    "layer": [],
+    "position": [],
+    "feature_id": [],
+    "activation": [],
+}
 
 
 def prompt_activations(
@@ -52,14 +55,13 @@ def prompt_activations(
     text: str,
     chat: bool = False,  # whether the text is a chat message
 ) -> tuple[list[str], pd.DataFrame]:
-    """The tokens of a text, and what fires: layer, position, feature_id, activation.
+    """The tokens of a text, and what fires: `layer`, `position`, `feature_id`, `activation`.
 
-    Position 0, attention sinks, and special tokens do not count; in a chat the template's special
-    tokens do, since they are what one looks at there. Raises `InputError` for a text that is too long.
+    Raises `InputError` for a text that is longer than the model reads.
     """
     ids = _prompt_ids(model, text, chat)
     if not chat and len(ids) < 2:
-        return [], pd.DataFrame({"layer": [], "position": [], "feature_id": [], "activation": []})
+        return [], pd.DataFrame(NOTHING_FIRED)
     input_ids = torch.tensor([ids])
     everywhere = torch.ones_like(input_ids, dtype=torch.bool)
     special_ids = set() if chat else model.special_ids()
@@ -76,251 +78,260 @@ def prompt_activations(
         tables.append(pd.DataFrame({"layer": layer, **columns, "activation": activation}))
     return model.token_text(ids), pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/explorer/07_prompt_explorer.ipynb #fbe8d554
-def prompt_html(
-    tokens: Sequence[str], fired: Any, most: int = 14, features: Features | None = None
-) -> str:
-    """Tokens by features of one layer, as a table:
 
-    the features of highest activation, shaded relative to each one's own maximum here.
-    """
-    order = (
-        fired.groupby("feature_id")
-        .activation.max()
-        .sort_values(ascending=False, kind="stable")
-        .index[:most]
-        .tolist()
-    )
-    cells = {
-        (row.feature_id, row.position): row.activation
-        for row in fired[fired.feature_id.isin(order)].itertuples()
-    }
-    head = "".join(
-        f'<th scope="col"><div><code>{visible_html(token)}</code></div></th>' for token in tokens
-    )
-    rows = []
-    for i in order:
-        here = [cells.get((i, position), 0.0) for position in range(len(tokens))]
-        label = features.table.label[i] if features is not None else ""
-        values = "".join(
-            (
-                f'<td style="--v:{100 * value / max(here):.0f}" title="{visible_html(token)}:'
-                f' {value:.3g}"><i>{value:.3g}</i></td>'
-                if value
-                else "<td></td>"
-            )
-            for token, value in zip(tokens, here)
+def _prompt_ids(model: LanguageModel, text: str, chat: bool) -> list[int]:
+    """Token ids of a text after a separator, or of a chat message under the template."""
+    if chat:
+        ids = encode_rendered(model.tokenizer, render(model.tokenizer, text))
+    else:
+        separator, begin = boundary_tokens(model.tokenizer)
+        ids = [*(begin or [separator]), *model.encode(text)]
+    if len(ids) > model.context_length:
+        raise InputError(
+            f"the text has {len(ids)} tokens, and {model.name} reads {model.context_length} at"
+            " most; shorten it"
         )
+    return ids
+
+
+def strongest_features(fired: pd.DataFrame, most: int) -> pd.Series:
+    """The highest activation of each feature that fired, highest first, by `feature_id`."""
+    highest = fired.groupby("feature_id").activation.max()
+    return highest.sort_values(ascending=False, kind="stable").head(most)
+
+# %% ../../nbs/explorer/07_prompt_explorer.ipynb #fbe8d554
+PROMPT_STYLE = f"<style>{static_text('prompt.css')}</style>"
+
+
+def prompt_html(
+    tokens: Sequence[str],
+    fired: pd.DataFrame,  # of one layer
+    most: int = 14,  # features
+    features: Features | None = None,  # for their labels
+) -> str:
+    """Tokens by features of one layer, as a table."""
+    strongest = strongest_features(fired, most)
+    if not len(strongest):
+        return "<p>Nothing fires here.</p>"
+    headings = []
+    for token in tokens:
+        headings.append(f'<th scope="col"><div><code>{visible_html(token)}</code></div></th>')
+    shown = fired[fired.feature_id.isin(strongest.index)]
+    by_place = shown.set_index(["feature_id", "position"]).activation
+    rows = []
+    for feature, highest in strongest.items():
+        label = "" if features is None else features.table.label[feature]
+        values = by_place[feature].reindex(range(len(tokens)), fill_value=0.0)
+        cells = [_cell_html(token, value, highest) for token, value in zip(tokens, values)]
         rows.append(
-            f'<tr><th scope="row">{i} <small>{visible_html(label[:28])}</small></th>{values}<td'
-            f' class="max">{max(here):.3g}</td></tr>'
+            f'<tr><th scope="row">{feature} <small>{visible_html(label[:28])}</small></th>'
+            f'{"".join(cells)}<td class="max">{highest:.3g}</td></tr>'
         )
     return (
-        f'<div class="prompt"><table><thead><tr><th></th>{head}<th'
-        f' scope="col">max</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        if order
-        else "<p>Nothing fires here.</p>"
+        f'<div class="prompt"><table><thead><tr><th></th>{"".join(headings)}'
+        f'<th scope="col">max</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
-PROMPT_STYLE = """<style>.sae .prompt{overflow-x:auto}.sae .prompt table{display:table;width:auto}.sae .prompt th,.sae .prompt td{padding:0;border:1px solid var(--line);height:1.5rem;min-width:1.4rem}.sae .prompt thead th{border:0;vertical-align:bottom}
-.sae .prompt thead div{writing-mode:vertical-rl;transform:rotate(180deg);max-height:11rem;overflow:hidden;padding:.2rem 0}.sae .prompt thead th:last-child,.sae .prompt .max{padding:0 .4rem;border:0}.sae .prompt tbody th{font-weight:400;white-space:pre;padding:0 .5rem 0 0;border:0;text-align:left}
-.sae .prompt thead code{white-space:pre}.sae .prompt td[style]{background:rgb(var(--shade)/calc(8% + var(--v,0)*.7%))}.sae .prompt td i{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}</style>"""
+def _cell_html(token: str, value: float, highest: float) -> str:
+    if not value:
+        return "<td></td>"
+    title = f"{visible_html(token)}: {value:.3g}"
+    share = f"{100 * value / highest:.0f}"
+    return f'<td style="--v:{share}" title="{title}"><i>{value:.3g}</i></td>'
 
 # %% ../../nbs/explorer/07_prompt_explorer.ipynb #3a68f1e4
 class PromptExplorer(Explorer):
-    """Type a text, see what fires."""
+    """Reads a text that one types, and shows which features fire on each token.
 
-    # by layer; one alone must know its layer
+    Raises `InputError` for SAEs or features of other layers.
+    """
+
     def __init__(
         self,
         model: LanguageModel,
-        saes: Mapping[int, SAE] | SAE,
-        # interpreted, by layer; to see labels and open features
-        features: Mapping[int, Features] | Features | None = None,
+        saes: Mapping[int, SAE] | SAE,  # by layer; one alone must know its layer
+        features: Mapping[int, Features] | Features | None = None,  # by layer, for labels
         text: str = "The quick brown fox jumps over the lazy dog.",
-        chat: bool = False,
+        chat: bool = False,  # whether the text is a chat message
     ):
-        self.saes: dict[Any, SAE] = {}
-        if isinstance(saes, Mapping):
-            self.saes.update(saes)
-        else:
-            self.saes[saes.metadata.get("layer")] = saes
-        if not self.saes:
-            raise InputError("there are no SAEs to look through; give {layer: sae}")
-        if None in self.saes:
-            raise InputError("this SAE does not say which layer it belongs to; give {layer: sae}")
-        for layer, sae in self.saes.items():
-            sae.check_layer(layer)
-        self.model, self.text, self.chat, self.layer = model, text, chat, next(iter(self.saes))
-        self.features = (
-            dict(features)
-            if isinstance(features, Mapping)
-            else {self.layer: features}
-            if features is not None
-            else {}
-        )
+        self.model = model
+        self.saes = _by_layer(saes)
+        self.text = text
+        self.chat = chat
+        self.layer = next(iter(self.saes))
+        self.features: dict[int, Features] = {}
+        if isinstance(features, Mapping):
+            self.features = dict(features)
+        elif features is not None:
+            self.features = {self.layer: features}
         model.check_layers(list(self.saes))
         for layer, known in self.features.items():
-            if known.facts.get("layer") not in (None, layer):
-                raise InputError(
-                    f"these features are of layer {known.facts['layer']}, not of layer {layer};"
-                    " give features={layer: features}"
-                )
+            _check_features(known, layer)
+        self.tokens: list[str] = []
+        self.fired = pd.DataFrame(NOTHING_FIRED)
 
     def __repr__(self) -> str:
         return f"PromptExplorer({self.model.name}, layers {', '.join(map(str, self.saes))})"
 
     def read(self) -> str:
-        """Runs the model on the text; what is wrong with the text, or nothing."""
-        import pandas as pd
-
-        self.tokens: list[str] = []
-        self.fired = pd.DataFrame({"layer": [], "position": [], "feature_id": [], "activation": []})
+        """Run the model on the text; returns what is wrong with the text, or nothing."""
         try:
             self.tokens, self.fired = prompt_activations(
                 self.model, self.saes, self.text, self.chat
             )
         except InputError as error:
+            self.tokens = []
+            self.fired = pd.DataFrame(NOTHING_FIRED)
             return str(error)
         return ""
 
     def html(self) -> str:
-        if trouble := self.read():
-            return with_style(f"<p>{html.escape(trouble)}</p>")
-        return with_style(
-            PROMPT_STYLE
-            + "".join(
-                f"<h4>layer {layer}</h4>"
-                + prompt_html(
-                    self.tokens,
-                    self.fired[self.fired.layer == layer],
-                    features=self.features.get(layer),
-                )
-                for layer in self.saes
-            )
+        problem = self.read()
+        if problem:
+            return with_style(f"<p>{html.escape(problem)}</p>")
+        parts = [f"<h4>layer {layer}</h4>{self._layer_html(layer)}" for layer in self.saes]
+        return with_style(PROMPT_STYLE + "".join(parts))
+
+    def _layer_html(self, layer: int) -> str:
+        fired = self.fired[self.fired.layer == layer]
+        return prompt_html(self.tokens, fired, features=self.features.get(layer))
+
+    def _build(self) -> ipywidgets.Widget:
+        import ipywidgets
+
+        self.input = ipywidgets.Textarea(
+            value=self.text,
+            rows=3,
+            layout=ipywidgets.Layout(width="100%"),
+            continuous_update=False,
+        )
+        self.view = ipywidgets.HTML()
+        self.opened = ipywidgets.HTML()
+        self.where = ipywidgets.VBox()
+        self.list = list_widget(10, "features that fire")
+        controls = self._build_controls()
+        self.input.observe(lambda change: self.reread(), "value")
+        self.list.observe(self._on_choice, "value")
+        self.reread()
+        narrow = ipywidgets.Layout(flex="0 0 22rem")
+        wide = ipywidgets.Layout(flex="1 1 auto", min_width="16rem")
+        below = ipywidgets.HBox(
+            [
+                ipywidgets.VBox([self.where, self.list], layout=narrow),
+                ipywidgets.VBox([self.opened], layout=wide),
+            ]
+        )
+        return ipywidgets.VBox(
+            [ipywidgets.HTML(LIST_STYLE), self.input, controls, self.view, below]
         )
 
-    def _build(self) -> Any:
-        import ipywidgets as w
+    def _build_controls(self) -> ipywidgets.Widget:
+        """The button, the choice of chat, and the choice of layer."""
+        import ipywidgets
 
-        self.input = w.Textarea(
-            value=self.text, rows=3, layout=w.Layout(width="100%"), continuous_update=False
+        self.run = ipywidgets.Button(
+            description="read", button_style="primary", layout=ipywidgets.Layout(width="6rem")
         )
-        self.run, self.as_chat = (
-            w.Button(description="read", button_style="primary", layout=w.Layout(width="6rem")),
-            w.Checkbox(
-                value=self.chat,
-                description="as a chat message",
-                indent=False,
-                layout=w.Layout(width="11rem"),
-            ),
+        self.as_chat = ipywidgets.Checkbox(
+            value=self.chat,
+            description="as a chat message",
+            indent=False,
+            layout=ipywidgets.Layout(width="11rem"),
         )
-        self.layers = w.ToggleButtons(
+        self.layers = ipywidgets.ToggleButtons(
             options=[(f"layer {layer}", layer) for layer in self.saes],
             style={"button_width": "5rem"},
         )
-        self.where = w.VBox()
-        self.view, self.opened, self.list = (
-            w.HTML(),
-            w.HTML(),
-            list_widget(10, "features that fire"),
-        )
         self.run.on_click(lambda _: self.reread())
-        for widget in (self.input, self.as_chat):
-            widget.observe(lambda change: self.reread(), "value")
+        self.as_chat.observe(lambda change: self.reread(), "value")
         self.layers.observe(lambda change: self.show(), "value")
-        self.list.observe(
-            lambda change: self.open(change["new"]) if change["new"] is not None else None, "value"
-        )
-        self.reread()
-        return w.VBox(
-            [
-                w.HTML(LIST_STYLE),
-                self.input,
-                w.HBox([self.run, self.as_chat, self.layers]),
-                self.view,
-                w.HBox(
-                    [
-                        w.VBox([self.where, self.list], layout=w.Layout(flex="0 0 22rem")),
-                        w.VBox([self.opened], layout=w.Layout(flex="1 1 auto", min_width="16rem")),
-                    ]
-                ),
-            ]
-        )
+        return ipywidgets.HBox([self.run, self.as_chat, self.layers])
+
+    def _on_choice(self, change: Any) -> None:
+        if change["new"] is not None:
+            self.open(change["new"])
 
     def reread(self) -> None:
-        """Takes the text from the widget; an error is shown where the table would be."""
-        self.text, self.chat = self.input.value, self.as_chat.value
-        self.trouble = self.read()
-        tokens = [
-            ("every token", -1),
-            *((f"{position} {token!r}", position) for position, token in enumerate(self.tokens)),
-        ]
-        # a new one: a browser would show an old one with new options as blank
+        """Take the text from the widget and read it."""
+        self.text = self.input.value
+        self.chat = self.as_chat.value
+        self.problem = self.read()
+        options = [("every token", -1)]
+        for position, token in enumerate(self.tokens):
+            options.append((f"{position} {token!r}", position))
+        # A browser would show an old dropdown with new options as blank, so it is made anew.
         self.tokens_at = labelled_widget(
-            "Dropdown", "at", options=tokens, layout={"width": "14rem"}
+            "Dropdown", "at", options=options, layout={"width": "14rem"}
         )
         self.tokens_at.observe(lambda change: self._fill(), "value")
         self.where.children = [self.tokens_at]
         self.show()
 
     def show(self) -> None:
-        """Shows one layer."""
+        """Show the layer that is chosen, or what is wrong with the text."""
         self.layer = self.layers.value
-        if self.trouble:
-            self.view.value = with_style(f"<p>{html.escape(self.trouble)}</p>")
+        if self.problem:
+            self.view.value = with_style(f"<p>{html.escape(self.problem)}</p>")
         else:
-            self.view.value = with_style(
-                PROMPT_STYLE
-                + prompt_html(
-                    self.tokens,
-                    self.fired[self.fired.layer == self.layer],
-                    features=self.features.get(self.layer),
-                )
-            )
+            self.view.value = with_style(PROMPT_STYLE + self._layer_html(self.layer))
         self._fill()
 
     def _fill(self) -> None:
+        """List the features that fire at the token that is chosen."""
         fired = self.fired[self.fired.layer == self.layer]
         if self.tokens_at.value not in (None, -1):
             fired = fired[fired.position == self.tokens_at.value]
-        strongest = (
-            fired.groupby("feature_id")
-            .activation.max()
-            .sort_values(ascending=False, kind="stable")
-            .head(200)
-        )
         known = self.features.get(self.layer)
-        self.list.options = [
-            (
-                f"{i:>6} {value:>7.3g}  {known.table.label[i][:30] if known is not None else ''}".replace(
-                    " ", "\u00a0"
-                ).replace("\n", "⏎"),
-                int(i),
-            )
-            for i, value in strongest.items()
-        ]
+        options = []
+        for feature, value in strongest_features(fired, 200).items():
+            label = "" if known is None else known.table.label[feature][:30].replace("\n", "⏎")
+            row = f"{feature:>6} {value:>7.3g}  {label}"
+            options.append((row.replace(" ", "\u00a0"), int(feature)))
+        self.list.options = options
 
     def open(self, feature_id: int) -> None:
-        """Shows a feature:
-
-        its dashboard, or, where it has not been interpreted, the tokens it promotes.
-        """
+        """Show a feature: its dashboard, or the tokens it promotes if it was not interpreted."""
         known = self.features.get(self.layer)
-        if known is not None:
-            self.opened.value = with_style(
-                feature_html(known[feature_id], contexts=3, each_decile=0)
-            )
-            return
-        from sae_analysis.interpreter.directions import logit_effects
+        if known is None:
+            card = self._effects_html(feature_id)
+        else:
+            card = feature_html(known[feature_id], contexts=3, each_decile=0)
+        self.opened.value = with_style(card)
 
+    def _effects_html(self, feature_id: int) -> str:
+        """The tokens that a feature makes likelier and less likely."""
         effects = logit_effects(self.saes[self.layer], self.model, [feature_id])
-        lines = "".join(
-            f"<dt>{title}</dt><dd>{' '.join(f'<span><code>{visible_html(token)}</code></span>' for token in self.model.token_text(ids[0].tolist()))}</dd>"
-            for title, ids in (("promotes", effects.promoted), ("suppresses", effects.suppressed))
-        )
-        self.opened.value = with_style(
+        lines = []
+        for title, ids in (("promotes", effects.promoted), ("suppresses", effects.suppressed)):
+            texts = self.model.token_text(ids[0].tolist())
+            spans = [f"<span><code>{visible_html(text)}</code></span>" for text in texts]
+            lines.append(f"<dt>{title}</dt><dd>{' '.join(spans)}</dd>")
+        return (
             f"<article><h3>Feature {feature_id}</h3><p>not interpreted; the tokens it makes"
-            f" likelier and less likely:</p><dl>{lines}</dl></article>"
+            f" likelier and less likely:</p><dl>{''.join(lines)}</dl></article>"
+        )
+
+
+def _by_layer(saes: Mapping[int, SAE] | SAE) -> dict[int, SAE]:
+    """SAEs by layer, checked; raises `InputError` if a layer is unknown or another one."""
+    if not isinstance(saes, Mapping):
+        layer = saes.metadata.get("layer")
+        if layer is None:
+            raise InputError("this SAE does not say which layer it belongs to; give {layer: sae}")
+        saes = {layer: saes}
+    if not saes:
+        raise InputError("there are no SAEs to look through; give {layer: sae}")
+    for layer, sae in saes.items():
+        sae.check_layer(layer)
+    return dict(saes)
+
+
+def _check_features(features: Features, layer: int) -> None:
+    """Raise `InputError` if features are of another layer."""
+    own = features.facts.get("layer")
+    if own not in (None, layer):
+        raise InputError(
+            f"these features are of layer {own}, not of layer {layer}; give features={{layer:"
+            " features}"
         )

@@ -5,20 +5,26 @@
 # %% ../../nbs/explorer/08_training_explorer.ipynb #ee6a6b4a
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from .explorer import Explorer
 from .html import figure_html, with_style
+from ..trainer.checkpoints import TrainRun
 from ..trainer.curves import plot_l0, plot_loss
 
+if TYPE_CHECKING:
+    import ipywidgets
+    from matplotlib.figure import Figure
+
 # %% auto #0
-__all__ = ['history_figure', 'TrainingExplorer']
+__all__ = ['history_figure', 'history_summary', 'TrainingExplorer']
 
 # %% ../../nbs/explorer/08_training_explorer.ipynb #e366c64d
-def history_figure(history: Mapping[str, Any]) -> Any:
-    """Loss and L0 of one layer."""
+def history_figure(history: Mapping[str, Any]) -> Figure:
+    """Loss and L0 of one layer in one figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.8), layout="constrained")
@@ -29,36 +35,49 @@ def history_figure(history: Mapping[str, Any]) -> Any:
         figure.suptitle(f"layer {history['layer']}", fontsize=10)
     return figure
 
+
+def history_summary(history: Mapping[str, Any]) -> str:
+    """The last step, loss and L0, as a screen reader says them."""
+    curve = history["curve"]
+    layer = history.get("layer")
+    name = "Training" if layer is None else f"Training of layer {layer}"
+    if not curve["step"]:
+        return f"{name}: not begun"
+    loss = curve["recon_loss"][-1]
+    return f"{name}: step {curve['step'][-1]:,}, loss {loss:.4f}, L0 {curve['l0'][-1]:.1f}"
+
 # %% ../../nbs/explorer/08_training_explorer.ipynb #e906aade
 class TrainingExplorer(Explorer):
-    """Training curves, live and afterwards."""
+    """Training curves, live and afterwards.
 
-    # a run of `train`, its history, or several; None: they come while training runs
-    def __init__(self, history: Any = None):
+    `history` is what `train` returned, its history, or several; None if they come while training
+    runs, through `train(..., watch=explorer.watch)`. Raises `InputError` for a path.
+    """
+
+    def __init__(
+        self,
+        history: TrainRun | Mapping[str, Any] | Iterable[Any] | None = None,
+    ):
         if isinstance(history, (str, Path)):
             raise InputError(
-                "TrainingExplorer shows a history itself: sae_analysis.trainer.health.read_history(folder,"
-                " layer) reads one"
+                "TrainingExplorer shows a history itself; read one with"
+                " sae_analysis.trainer.health.read_history(folder, layer)"
             )
-        given = (
-            []
-            if history is None
-            else (
-                [history]
-                if isinstance(history, Mapping) or hasattr(history, "history")
-                else list(history)
-            )
-        )
-        # while training runs, by layer
-        self.histories: dict[Any, Any] = {
-            number: getattr(each, "history", each) for number, each in enumerate(given)
-        }
+        if history is None:
+            given: list[Any] = []
+        elif isinstance(history, (TrainRun, Mapping)):
+            given = [history]
+        else:
+            given = list(history)
+        self.histories: dict[Any, Mapping[str, Any]] = {}  # by number, or by layer while training
+        for number, one in enumerate(given):
+            self.histories[number] = one.history if isinstance(one, TrainRun) else one
 
     def __repr__(self) -> str:
         return f"TrainingExplorer({len(self.histories)} runs)"
 
     def watch(self, history: dict[str, Any]) -> None:
-        """For `train(..., watch=...)`: takes in a history and draws it."""
+        """For `train(..., watch=...)`: take in a history and draw it."""
         if not history["curve"]["step"]:
             return
         self.histories[history.get("layer")] = history
@@ -66,35 +85,23 @@ class TrainingExplorer(Explorer):
             self.show()
 
     def html(self) -> str:
-        pictures = "".join(
-            figure_html(
-                history_figure(history),
-                f"Training{'' if history.get('layer') is None else ' of layer ' + str(history['layer'])}:"
-                f" {self._said(history)}",
+        if not self.histories:
+            return with_style(
+                "<p>No training yet: give <code>watch=curves.watch</code> to"
+                " <code>train</code>.</p>"
             )
-            for history in self.histories.values()
-        )
-        return with_style(
-            pictures
-            or "<p>No training yet: give <code>watch=curves.watch</code> to <code>train</code>.</p>"
-        )
+        pictures = []
+        for history in self.histories.values():
+            pictures.append(figure_html(history_figure(history), history_summary(history)))
+        return with_style("".join(pictures))
 
-    @staticmethod
-    def _said(history: Mapping[str, Any]) -> str:
-        curve = history["curve"]
-        if not curve["step"]:
-            return "not begun"
-        return (
-            f"step {curve['step'][-1]:,}, loss {curve['recon_loss'][-1]:.4f}, L0"
-            f" {curve['l0'][-1]:.1f}"
-        )
-
-    def _build(self) -> Any:
+    def _build(self) -> ipywidgets.Widget:
         import ipywidgets
 
         self.view = ipywidgets.HTML()
-        self.view.value = self.html()
+        self.show()
         return ipywidgets.VBox([self.view])
 
     def show(self) -> None:
+        """Draw what is known now."""
         self.view.value = self.html()

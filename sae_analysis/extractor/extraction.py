@@ -338,7 +338,7 @@ def _position_summary(folder: ShardFolder) -> dict[str, Any]:
 
 
 def _finish(folders: Folders, num_tokens: int) -> None:
-    """Notes in the manifests whether the corpus has ended, and what rows and positions look like."""
+    """Notes in the manifests whether the corpus has ended, and statistics of rows."""
     for layer, folder in folders.items():
         facts: dict[str, Any] = {"corpus_ended": folder.rows < num_tokens}
         if folder.rows and layer is None:

@@ -114,6 +114,17 @@ def _check_windows(windows: list[Window]) -> None:
         )
 
 
+def _missing_rows(folders: Folders, num_tokens: int) -> int:
+    """Rows that the emptiest layer still lacks."""
+    incomplete = [folder for folder in folders.values() if is_incomplete(folder, num_tokens)]
+    return max([0, *(num_tokens - folder.rows for folder in incomplete)])
+
+
+def _model_bytes(model: LanguageModel) -> int:
+    """Bytes of the model's weights."""
+    return sum(weight.numel() * weight.element_size() for weight in model.model.parameters())
+
+
 def plan_extraction(
     model: LanguageModel,
     corpus: Corpus | Sequence[str],
@@ -132,15 +143,10 @@ def plan_extraction(
     config = with_options(config or ExtractConfig(), options)
     layers = model.check_layers(layers)
     folders: Folders = {layer: ShardFolder(layer_folder(out, layer)) for layer in layers}
-    lacking = [
-        config.num_tokens - folder.rows
-        for folder in folders.values()
-        if is_incomplete(folder, config.num_tokens)
-    ]
-    rows = max([0, *lacking])
-    speed = float("inf")
+    rows = _missing_rows(folders, config.num_tokens)
     identity = run_identity(model, corpus, config)
     context = identity["context_length"]
+    speed = float("inf")
     if rows:
         every = pack_windows(corpus, model.tokenizer, context)
         windows = list(islice(every, 3 * config.batch_size))
@@ -149,7 +155,6 @@ def plan_extraction(
     dtype = getattr(torch, config.dtype)
     shard_rows = min(config.num_tokens, identity["shard_windows"] * context)
     row_bytes = model.d_model * dtype.itemsize + 4
-    weights = [p.numel() * p.element_size() for p in model.model.parameters()]
     return ExtractionPlan(
         layers=len(layers),
         rows=rows,
@@ -157,6 +162,6 @@ def plan_extraction(
         disk_free=free_bytes(out),
         memory=3 * len(layers) * shard_rows * row_bytes,
         memory_free=free_memory(),
-        model=sum(weights),
+        model=_model_bytes(model),
         tokens_per_second=speed,
     )

@@ -69,7 +69,7 @@ class ShardFolder:
 
     @property
     def shards(self) -> list[dict[str, Any]]:
-        """The manifest's entries: file, rows, sha256, and `partial` for a shard that was cut short."""
+        """The manifest's entries: file, rows, sha256, and `partial` for a shard cut short."""
         return self.manifest.get("shards", [])
 
     def begin(self, identity: dict[str, Any]) -> int:

@@ -211,7 +211,28 @@ class _PieceReader:
             self.tokens_read += end - begin
         return pieces, kept_parts
 
+    def read_windows(self, start: int, stop: int) -> tuple[list[TextPiece], Tensor]:
+        """The pieces of consecutive windows, and which of their tokens have rows `[tokens]`."""
+        pieces: list[TextPiece] = []
+        kept_parts: list[Tensor] = []
+        for window in range(start, stop):
+            more_pieces, more_kept = self.read(window)
+            pieces += more_pieces
+            kept_parts += more_kept
+        kept = torch.cat(kept_parts) if kept_parts else torch.zeros(0, dtype=torch.bool)
+        return pieces, kept
+
 # %% ../../nbs/interpreter/01_batches.ipynb #15998a2a
+def _token_table(store: RowStore) -> TokenTable:
+    """The store's token table; raises `InputError` if it has none."""
+    if store.tokens is None:
+        raise InputError(
+            f"{store.path} has no token table, so the tokens of its rows are unknown; extract the"
+            " texts into a store, or interpret with the model"
+        )
+    return store.tokens
+
+
 def rows_from_store(
     store: RowStore,
     batch_tokens: int = 4096,  # tokens in a batch
@@ -222,28 +243,18 @@ def rows_from_store(
 
     Raises `InputError` if the store has no token table, or `skip` is not the end of a batch.
     """
-    table = store.tokens
-    if table is None:
-        raise InputError(
-            f"{store.path} has no token table, so the tokens of its rows are unknown; extract the"
-            " texts into a store, or interpret with the model"
-        )
+    table = _token_table(store)
     reader = _PieceReader(table)
     skipping = _Skipping(skip)
+    windows = len(table.input_ids)
     windows_in_batch = max(1, batch_tokens // table.input_ids.shape[1])
     row = 0
-    for start in range(0, len(table.input_ids), windows_in_batch):
-        pieces: list[TextPiece] = []
-        kept_parts: list[Tensor] = []
-        for window in range(start, min(start + windows_in_batch, len(table.input_ids))):
-            more_pieces, more_kept = reader.read(window)
-            pieces += more_pieces
-            kept_parts += more_kept
+    for start in range(0, windows, windows_in_batch):
+        pieces, kept = reader.read_windows(start, min(start + windows_in_batch, windows))
         if row >= len(store):
             return
         if not pieces:
             continue
-        kept = torch.cat(kept_parts)  # [tokens]
         rows = min(int(kept.sum()), len(store) - row)
         kept[kept.nonzero().ravel()[rows:]] = False
         if not skipping.skips(len(pieces)):

@@ -142,8 +142,8 @@ class ModelPredictor:
             lines.append(f"{number}. {json.dumps(excerpt.text(), ensure_ascii=False)}")
         listed = "\n".join(lines)
         return (
-            f"A feature of a language model is described as: {self.description}\n\n{question} Answer"
-            f" with their numbers, separated by commas, or with: none.\n\n{listed}"
+            f"A feature of a language model is described as: {self.description}\n\n{question}"
+            f" Answer with their numbers, separated by commas, or with: none.\n\n{listed}"
         )
 
     def _numbers_in(self, answer: Any) -> set[int]:
@@ -216,8 +216,8 @@ def _post(
             log.warning("%s: %s; asking again in %.0f s", address, error, pause)
             time.sleep(min(pause, 60.0))
     raise InputError(
-        f"{address} did not answer after {tries} tries ({error}); is the server running, and not too"
-        " busy?"
+        f"{address} did not answer after {tries} tries ({error}); is the server running, and not"
+        " too busy?"
     )
 
 # %% ../../nbs/interpreter/08_descriptions.ipynb #9956f28f

@@ -337,8 +337,9 @@ def match_features(
 
     With `rows`, also by co-firing; a pair `(rows_of_a, rows_of_b)` is for SAEs that read different
     layers of the same tokens. Returns one row a feature with `feature_a`, and for each way
-    `feature_b_...`, the cosine or Jaccard index, and `mutual_...`: whether each is the other's best.
-    Raises `InputError` for SAEs of different width, and rows of different tokens or other layers.
+    `feature_b_...`, the cosine or Jaccard index, and `mutual_...`: whether each is the
+    other's best. Raises `InputError` for SAEs of different width, and for rows of different tokens
+    or other layers.
     """
     if a.config.d_model != b.config.d_model:
         raise InputError(

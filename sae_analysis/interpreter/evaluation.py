@@ -192,6 +192,49 @@ class _Measured:
         first = {"rows": figures.pop("rows"), "l0": figures.pop("l0"), "recon_loss": recon_loss}
         return {**first, **figures, **self.losses.figures()}
 
+
+class _Evaluation:
+    """Running figures of an SAE, without attention sinks and with every position."""
+
+    def __init__(self, sae: SAE, reader: ResidualReader, layer: int, loss_tokens: int):
+        self.sae = sae
+        self.reader = reader
+        self.layer = layer
+        self.loss_tokens = loss_tokens
+        self.inner = _Measured(sae)  # without sinks
+        self.everywhere = _Measured(sae)
+        self.sinks = 0
+
+    def update(self, shard: TokenShard) -> None:
+        """Add the tokens of a batch of windows."""
+        is_real = shard.is_real  # [windows, positions]
+        input_ids = shard.input_ids.long()
+        rows = self.reader.read(input_ids, [self.layer], is_real, is_real)[self.layer]
+        counted = shard.kept.clone()
+        counted[is_real] &= within_norm_limit(rows, self.sae.norm_limit)
+        self.sinks += int((shard.kept & ~counted).sum())
+        self.inner.update(rows[counted[is_real].to(rows.device)])
+        self.everywhere.update(rows)
+        if self.reader.model.causal and self.inner.losses.predictions < self.loss_tokens:
+            self._add_losses(self.inner, input_ids, counted, is_real)
+            self._add_losses(self.everywhere, input_ids, is_real, is_real)
+
+    def _add_losses(
+        self, measured: _Measured, input_ids: Tensor, counted: Tensor, is_real: Tensor
+    ) -> None:
+        """Add the losses with and without the SAE, where it replaces the `counted` positions."""
+        model = self.reader.model
+        add_losses(measured.losses, model, self.sae, self.layer, input_ids, counted, is_real)
+
+    def quality(self) -> Quality:
+        """What was measured."""
+        return Quality(
+            figures={**self.inner.figures(), "sinks": self.sinks},
+            everywhere={**self.everywhere.figures(), "sinks": 0},
+            density=self.inner.rebuilt.density,
+            l0_per_token=torch.cat(self.inner.l0_per_token),
+        )
+
 # %% ../../nbs/interpreter/00_evaluation.ipynb #7496d6da
 @torch.no_grad()
 def evaluate(
@@ -212,35 +255,18 @@ def evaluate(
     from tqdm.auto import tqdm
 
     sae.check_layer(layer)
-    inner = _Measured(sae)
-    everywhere = _Measured(sae)
-    sinks = 0
     reader = ResidualReader(model, batch_size)
+    evaluation = _Evaluation(sae, reader, layer, loss_tokens)
     context = context_length or sae.context_length
     description = f"evaluating layer {layer}"
     with tqdm(
         total=num_tokens, desc=description, unit=" tokens", unit_scale=True, disable=None
     ) as bar:
         for shard in heldout_batches(model, texts, num_tokens, batch_size, context):
-            input_ids = shard.input_ids.long()
-            is_real = shard.is_real
-            rows = reader.read(input_ids, [layer], is_real, is_real)[layer]  # [rows, d_model]
-            counted = shard.kept.clone()
-            counted[is_real] &= within_norm_limit(rows, sae.norm_limit)
-            sinks += int((shard.kept & ~counted).sum())
-            inner.update(rows[counted[is_real].to(rows.device)])
-            everywhere.update(rows)
-            if model.causal and inner.losses.predictions < loss_tokens:
-                add_losses(inner.losses, model, sae, layer, input_ids, counted, is_real)
-                add_losses(everywhere.losses, model, sae, layer, input_ids, is_real, is_real)
+            evaluation.update(shard)
             bar.update(shard.rows)
-    _check_text(inner.rebuilt.rows)
-    return Quality(
-        figures={**inner.figures(), "sinks": sinks},
-        everywhere={**everywhere.figures(), "sinks": 0},
-        density=inner.rebuilt.density,
-        l0_per_token=torch.cat(inner.l0_per_token),
-    )
+    _check_text(evaluation.inner.rebuilt.rows)
+    return evaluation.quality()
 
 
 def _check_text(rows: int) -> None:

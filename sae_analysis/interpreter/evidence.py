@@ -140,29 +140,44 @@ class Evidence:
         self.tokens = 0  # of evidence
         self.held_tokens = 0  # on held-out documents
         self.rows = 0  # read, counted or not
-        self.active = torch.zeros(d_hidden, dtype=torch.int64)  # tokens on which each fires
-        self.held_active = torch.zeros(d_hidden, dtype=torch.int64)
-        self.total = torch.zeros(d_hidden, dtype=torch.float64)  # sum of activations
-        self.maximum = torch.zeros(d_hidden)
-        self.histogram = torch.zeros(d_hidden, BINS, dtype=torch.int32)
-        width = 2 * config.around + 1
-        self.top = ContextTable(d_hidden, config.k, width)  # strongest
-        self.sample = ContextTable(d_hidden, config.sample, width)  # a fair sample
-        self.held = ContextTable(d_hidden, config.held, width)  # on held-out documents
-        self.fires_on = PairCounts(config.pair_limit)
-        self.fires_behind = PairCounts(config.pair_limit)  # counts the token before
-        self.fires_before = PairCounts(config.pair_limit)  # counts the token after
-        self.token_count = torch.zeros(0, dtype=torch.int64)  # [vocabulary] tokens seen
-        self.pool_key = torch.zeros(config.pool)  # the pool of contexts, the same for all features
-        self.pool_piece = torch.zeros(config.pool, dtype=torch.int32)
-        self.pool_position = torch.zeros(config.pool, dtype=torch.int32)
-        self.pool_active = torch.zeros(d_hidden, config.pool, dtype=torch.bool)
-        self.firing = torch.empty(2, 0, dtype=torch.int32)  # sampled token, feature
-        self.firing_share = 1.0  # of tokens that are sampled
-        self.sampled = torch.empty(0, dtype=torch.int64)  # their row numbers
         self.pieces: dict[int, TextPiece] = {}
         self.pieces_read = 0
         self._pruned = 0  # pieces left after the last pruning
+        self._start_counts()
+        self._start_contexts()
+        self._start_pool()
+
+    def _start_counts(self) -> None:
+        """Counts and sums: how often and how strongly each feature fires, and with what."""
+        width = self.d_hidden
+        self.active = torch.zeros(width, dtype=torch.int64)  # tokens on which each fires
+        self.held_active = torch.zeros(width, dtype=torch.int64)
+        self.total = torch.zeros(width, dtype=torch.float64)  # sum of activations
+        self.maximum = torch.zeros(width)
+        self.histogram = torch.zeros(width, BINS, dtype=torch.int32)
+        self.token_count = torch.zeros(0, dtype=torch.int64)  # [vocabulary] tokens seen
+        self.firing = torch.empty(2, 0, dtype=torch.int32)  # sampled token, feature
+        self.firing_share = 1.0  # of tokens that are sampled
+        self.sampled = torch.empty(0, dtype=torch.int64)  # their row numbers
+
+    def _start_contexts(self) -> None:
+        """Each feature's own contexts, and the tokens it fires on, behind and before."""
+        config = self.config
+        window = 2 * config.around + 1
+        self.top = ContextTable(self.d_hidden, config.k, window)  # strongest
+        self.sample = ContextTable(self.d_hidden, config.sample, window)  # a fair sample
+        self.held = ContextTable(self.d_hidden, config.held, window)  # on held-out documents
+        self.fires_on = PairCounts(config.pair_limit)
+        self.fires_behind = PairCounts(config.pair_limit)  # counts the token before
+        self.fires_before = PairCounts(config.pair_limit)  # counts the token after
+
+    def _start_pool(self) -> None:
+        """The pool of contexts, the same for all features."""
+        size = self.config.pool
+        self.pool_key = torch.zeros(size)
+        self.pool_piece = torch.zeros(size, dtype=torch.int32)
+        self.pool_position = torch.zeros(size, dtype=torch.int32)
+        self.pool_active = torch.zeros(self.d_hidden, size, dtype=torch.bool)
 
     @torch.no_grad()
     def update(self, sae: SAE, rows: RowBatch) -> None:

@@ -261,7 +261,9 @@ COLUMNS = {
 
 def feature_table(facts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row a feature, from what `feature_facts` gives of each."""
-    rows = [{column: entry.get(column, 0) for column in COLUMNS} for entry in facts]
+    rows = []
+    for entry in facts:
+        rows.append([entry.get(column, 0) for column in COLUMNS])
     numbers = {column: kind for column, kind in COLUMNS.items() if kind != "str"}
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(numbers)
     tests = [entry.get("label_test") or {} for entry in facts]
@@ -522,10 +524,7 @@ def interpret(
     there is no text.
     """
     layer = _layer_of(source, layer)
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(
-            f"max_tokens is {max_tokens}; it must be at least 1, or None for all there are"
-        )
+    _check_max_tokens(max_tokens)
     _check_fit(sae, model, source, layer)
     identity: dict[str, Any] = {"layer": layer, "model": model.name}
     if snapshot is not None:
@@ -543,21 +542,34 @@ def interpret(
     )
     _check_evidence(evidence)
     reader = _read(sae, model, evidence, logits)
-    numbers = tqdm(
-        range(sae.config.d_hidden),
-        desc="reading the evidence",
-        unit=" features",
-        unit_scale=True,
-        disable=None,
-    )
     facts = {
         "layer": layer,
         "model": model.name,
         "tokens": evidence.tokens,
         "held_tokens": evidence.held_tokens,
     }
-    entries = [feature_facts(reader, feature) for feature in numbers]
+    entries = _read_all(reader, sae.config.d_hidden)
     return Features(entries, partial(feature_evidence, reader), facts, reader)
+
+
+def _read_all(reader: EvidenceReader, d_hidden: int) -> list[dict[str, Any]]:
+    """The facts of every feature, with a progress bar."""
+    numbers = tqdm(
+        range(d_hidden),
+        desc="reading the evidence",
+        unit=" features",
+        unit_scale=True,
+        disable=None,
+    )
+    return [feature_facts(reader, feature) for feature in numbers]
+
+
+def _check_max_tokens(max_tokens: int | None) -> None:
+    """Raise `InputError` if no token would be read."""
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(
+            f"max_tokens is {max_tokens}; it must be at least 1, or None for all there are"
+        )
 
 
 def _batches(

@@ -124,34 +124,43 @@ def download(family: SAEFamily, relative: str, folders: list[Path], name: str) -
         _raise_download_error(error, family, relative, folders, name)
 
 
-def _raise_download_error(
-    error: Exception, family: SAEFamily, relative: str, folders: list[Path], name: str
-) -> NoReturn:
-    """Raise an `InputError` that says what to do, or `error` itself if it is not the Hub's."""
+def _refusal(error: Exception, family: SAEFamily, relative: str) -> str | None:
+    """What to do about an answer of the Hub that trying again does not change; None for others."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     if isinstance(error, GatedRepoError):
-        raise InputError(f"{name}: {access_steps(family.repo)}") from None
+        return access_steps(family.repo)
     if isinstance(error, RevisionNotFoundError):
-        raise InputError(f"{name}: {family.repo} has no revision {family.revision!r}") from None
+        return f"{family.repo} has no revision {family.revision!r}"
     if isinstance(error, RepositoryNotFoundError):
-        raise InputError(
-            f"{name}: there is no repository {family.repo}, or it is private and you are not logged"
-            " in (`hf auth login`)"
-        ) from None
+        return (
+            f"there is no repository {family.repo}, or it is private and you are not logged in"
+            " (`hf auth login`)"
+        )
+    if isinstance(error, EntryNotFoundError):
+        return f"{family.repo} has no {relative}; check the layer and the trainer"
+    return None
+
+
+def _raise_download_error(
+    error: Exception, family: SAEFamily, relative: str, folders: list[Path], name: str
+) -> NoReturn:
+    """Raise an `InputError` that says what to do, or `error` itself if it is not the Hub's."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
     offline = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
-    if isinstance(error, EntryNotFoundError) and not offline:
-        raise InputError(
-            f"{name}: {family.repo} has no {relative}; check the layer and the trainer"
-        ) from None
+    refusal = None if offline else _refusal(error, family, relative)
+    if refusal is not None:
+        raise InputError(f"{name}: {refusal}") from None
     if not offline and not isinstance(error, HfHubHTTPError) and not is_network_error(error):
         raise error
     if offline or type(error).__name__.startswith("Connect"):

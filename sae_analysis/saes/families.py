@@ -209,9 +209,11 @@ SAE_FILES = (  # the files of an SAE in each format, weights last
 
 def is_sae(path: Path) -> bool:
     """Whether `path` is a checkpoint file or a folder with all files of an SAE."""
-    if path.is_file():
-        return True
-    return any(all((path / name).is_file() for name in names) for names in SAE_FILES)
+    return path.is_file() or any(_has_files(path, names) for names in SAE_FILES)
+
+
+def _has_files(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).is_file() for name in names)
 
 
 def local_path(source: Source, sae_dir: str | Path | None = None) -> Path | None:

@@ -45,7 +45,7 @@ class TopKSAE(SAE):
         return {"architecture": self.architecture, "k": self.k}
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents `[..., d_hidden]` of activations `[..., d_model]`, at most k of a row not zero."""
+        """Latents `[..., d_hidden]` of activations `[..., d_model]`; at most k a row are active."""
         z = self.preactivations(x).relu()  # [..., d_hidden]
         best = z.topk(self.k, dim=-1)
         return torch.zeros_like(z).scatter_(-1, best.indices, best.values)

@@ -16,7 +16,7 @@ from ..saes.jumprelu import JumpReLUSAE
 
 # %% auto #0
 __all__ = ['GradientSums', 'Workspace', 'dense_pass', 'nonzero_indices', 'entries_above', 'Entries', 'find_entries',
-           'segment_starts', 'sparse_pass', 'threshold_gradient', 'add_revival_gradient']
+           'sum_by_latent', 'segment_starts', 'sparse_pass', 'threshold_gradient', 'add_revival_gradient']
 
 # %% ../../nbs/trainer/02_gradients.ipynb #323eb6a8
 @dataclass
@@ -128,7 +128,7 @@ def entries_above(
     edge: Tensor,  # [d_hidden]
     low: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, latent and value of the entries of `x @ W.T` above `edge`, in order, `[entries]` each."""
+    """Row, latent and value of the entries of `x @ W.T` above `edge`, in order; `[entries]`."""
     d_hidden = len(W)
     step = max(64, 2**23 // d_hidden)
     places, values = [], []
@@ -164,6 +164,11 @@ def find_entries(sae: JumpReLUSAE, low: Workspace, x_low: Tensor) -> Entries:
     above = z - t.index_select(0, latent)
     on = (above > 0).to(full)
     return Entries(row, latent, above, on, z * on)
+
+
+def sum_by_latent(values: Tensor, latent: Tensor, d_hidden: int) -> Tensor:
+    """Each latent's sum over its entries, `[d_hidden]`."""
+    return torch.zeros(d_hidden, dtype=values.dtype).scatter_add_(0, latent, values)
 
 
 def segment_starts(owner: Tensor, owners: int) -> Tensor:
@@ -224,7 +229,8 @@ def sparse_pass(
     part: int = 0,  # a later part of a batch leaves the gradients of part 0 alone
 ) -> GradientSums:
     """The same sums as `dense_pass`, from the entries that are active or inside a window."""
-    full, d_hidden = sae.b_dec.dtype, sae.config.d_hidden
+    full = sae.b_dec.dtype
+    d_hidden = sae.config.d_hidden
     x_low = x.to(low.dtype)
     entries = find_entries(sae, low, x_low)
     error, d_rebuilt, d_f = _decode_entries(sae, low, entries, x, elements)
@@ -232,7 +238,7 @@ def sparse_pass(
     window = (entries.above.abs() < sae.config.bandwidth / 2).to(full)
 
     def per_latent(values: Tensor) -> Tensor:
-        return torch.zeros(d_hidden, dtype=full).scatter_add_(0, entries.latent, values)
+        return sum_by_latent(values, entries.latent, d_hidden)
 
     order = entries.latent.int().sort(stable=True)[1]
     row = entries.row.index_select(0, order)

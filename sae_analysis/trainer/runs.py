@@ -45,6 +45,11 @@ class LayerRun:
         if self.files is not None:
             self._look_for_earlier(self.files, resume)
 
+    @property
+    def layer(self) -> int | None:
+        """The layer, if the store knows it."""
+        return self.trainer.store.layer
+
     def _look_for_earlier(self, files: RunFolder, resume: str) -> None:
         """Finds a finished run, or resumes an unfinished one."""
         if resume == "never":
@@ -88,7 +93,7 @@ class LayerRun:
             self.files.remove_snapshots()
 
     def keep(self) -> None:
-        """After a step: writes history and best SAE at an epoch's end, a snapshot when it is time."""
+        """After a step: write history and best SAE at an epoch's end, a snapshot when it is due."""
         trainer = self.trainer
         begin = time.monotonic()
         if self.files is None or not trainer.processes.first:
@@ -265,7 +270,7 @@ def _walk(waiting: list[LayerRun], bar: Any, watchers: Watchers) -> dict[int | N
                 walking.remove(pair)
                 continue
             if rows is None:
-                finished[run.trainer.store.layer] = run.finish()
+                finished[run.layer] = run.finish()
                 walking.remove(pair)
                 continue
             run.keep()
@@ -308,17 +313,46 @@ def _check_run(resume: str, folders: Sequence[str | Path | None]) -> None:
             check_writable(folder)
 
 
+def _share_layers(
+    stores: list[RowStore], device: str, data_parallel: bool
+) -> tuple[list[RowStore], Processes]:
+    """The layers that this process trains, and the processes that train them together."""
+    processes = join_processes(device)
+    if processes.world > 1 and not data_parallel:
+        return list(processes.share(stores)), Processes()
+    return stores, processes
+
+
+def _start(layer_runs: list[LayerRun], processes: Processes) -> list[LayerRun]:
+    """The runs that are not finished yet; all processes start them with the same weights."""
+    waiting = [run for run in layer_runs if run.earlier is None]
+    if processes.world > 1:
+        for run in waiting:
+            agree_on_start(run.trainer)
+    return waiting
+
+
+def _watchers(
+    watch: Watcher | None, tensorboard: str | Path | None, processes: Processes
+) -> Watchers:
+    """What is shown of the running layers; TensorBoard's files come from the first process."""
+    watchers = [watch] if watch else []
+    if tensorboard and processes.first:
+        watchers.append(tensorboard_watcher(tensorboard))
+    return Watchers(watchers)
+
+
 def train_saes(
     stores: Stores,
     sae_config: SAEConfig | None = None,  # None: the guide's, at each store's width
     config: TrainConfig | None = None,
-    save_dir: str | Path | None = None,  # for checkpoints and histories; None: kept in memory
+    save_dir: str | Path | None = None,  # for checkpoints; None: kept in memory
     device: str | None = None,
-    layers: Sequence[int] | None = None,  # None: all that `stores` has
+    layers: Sequence[int] | None = None,  # None: all of `stores`
     resume: str = "auto",  # resume when settings agree; "never"; "anyway": with other settings too
     data_parallel: bool = False,  # under torchrun: split each batch over processes, not layers
-    save_seconds: float = 15,  # between snapshots, or longer where writing one takes long
-    watch: Watcher | None = None,  # called with the running layer's history every few seconds
+    save_seconds: float = 15,  # between snapshots; longer where writing is slow
+    watch: Watcher | None = None,  # called with the history every few seconds
     tensorboard: str | Path | None = None,  # folder for TensorBoard's files
 ) -> dict[int | None, TrainRun]:
     """Trains the SAEs of several layers side by side; each comes out as it would alone.
@@ -327,29 +361,19 @@ def train_saes(
     folders or settings, and when `save_dir` holds an unfinished run with other settings.
     """
     _check_run(resume, (save_dir, tensorboard))
-    device, config = rank_device(pick_device(device)), config or TrainConfig()
-    processes = join_processes(device)
-    chosen = select_stores(stores, layers)
-    if processes.world > 1 and not data_parallel:
-        chosen, processes = list(processes.share(chosen)), Processes()
-    runs: dict[int | None, TrainRun] = {}
-    waiting = []
+    device = rank_device(pick_device(device))
+    config = config or TrainConfig()
+    chosen, processes = _share_layers(select_stores(stores, layers), device, data_parallel)
+    layer_runs = []
     for store in chosen:
         shape = sae_config or SAEConfig(d_model=store.d_model)
         trainer = Trainer(store, shape, config, device, processes)
-        run = LayerRun(trainer, save_dir, resume, save_seconds)
-        if run.earlier is not None:
-            runs[store.layer] = run.earlier
-            continue
-        if processes.world > 1:
-            agree_on_start(trainer)
-        waiting.append(run)
-    watchers = [watch] if watch else []
-    if tensorboard and processes.first:
-        watchers.append(tensorboard_watcher(tensorboard))
+        layer_runs.append(LayerRun(trainer, save_dir, resume, save_seconds))
+    waiting = _start(layer_runs, processes)
+    watchers = _watchers(watch, tensorboard, processes)
     with _progress_bar(waiting, config.batch_size, processes.first) as bar:
-        runs |= _walk(waiting, bar, Watchers(watchers))
-    return {store.layer: runs[store.layer] for store in chosen}
+        finished = _walk(waiting, bar, watchers)
+    return {run.layer: run.earlier or finished[run.layer] for run in layer_runs}
 
 # %% ../../nbs/trainer/07_runs.ipynb #7bf253d6
 def train(

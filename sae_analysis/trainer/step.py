@@ -42,7 +42,7 @@ def threshold_shift(
 
 # %% ../../nbs/trainer/03_step.ipynb #0c05de92
 def start_ratio(sae_config: SAEConfig, config: TrainConfig) -> float:
-    """How many times `target_l0` training starts with: as asked for, but at most half the latents."""
+    """The multiple of `target_l0` to start with: as configured, but at most half the latents."""
     target = sae_config.target_l0 or sae_config.d_hidden
     most = 0.5 * sae_config.d_hidden / target
     return max(1.0, min(config.l0_at_start, most))
