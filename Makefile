@@ -45,6 +45,7 @@ test-browser: .venv/installed-dev   ## quickstart, explorers and report in Jupyt
 checks: .venv/installed-dev   ## format, lint, types and style; notebooks and package in step; README, docs, wheel
 	$(BIN)/python .ci/checks.py format lint types style sync order readme docs wheel
 	$(BIN)/python .ci/test_structure.py
+	PYTHONPATH=. $(BIN)/python .ci/test_examples.py
 	PYTHONPATH=. $(BIN)/python .ci/test_old_files.py
 
 readme: .venv/installed-dev   ## write README.md from nbs/index.ipynb

@@ -2,6 +2,10 @@
 
 Everything a user needs is here: `import sae_analysis as sa`, then `sa.` and tab. Each name is
 imported when it is first used, so that importing the package is quick and loads no torch.
+
+In the examples `model` is a language model, `texts` a list of strings, `store` the activations
+after layer 2, `run` a training on them with its `sae`, `quality` and `features` what `evaluate`
+and `interpret` gave, `prompts` a list of `Prompt`, and `sources` a list of `LoadedSource`.
 """
 
 __version__ = "0.1.0"

@@ -210,6 +210,14 @@ def compare_labels(
     Returns a table with `LABEL_COLUMNS`, the surest first: shares with 95% intervals, effect size,
     exact p and corrected q, for every feature that fires at all, at every token type. Raises
     `InputError` if all prompts have one label.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> table = sa.compare_labels(sources, prompts)
+        >>> table.label[0], table.rest[0]
+        ('emotional', 'factual')
+        >>> sure = table[table.q < 0.05]
     """
     if not all(isinstance(prompt, Prompt) for prompt in prompts):
         raise InputError("comparing labels takes prompts with labels: Prompt(content, label)")

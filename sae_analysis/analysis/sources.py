@@ -65,6 +65,13 @@ class LoadedSource:
     """An SAE and its language model, under the name that results carry.
 
     Raises `InputError` if the SAE is of another layer or width.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> loaded = sa.LoadedSource(sa.Source("pocket", trainer=0, layer=2), model, sae)
+        >>> loaded.name
+        'pocket_trainer0_layer2'
     """
 
     source: Source

@@ -172,6 +172,14 @@ def specific_features(
 
     Returns a table with `SPECIFIC_COLUMNS`, zeros included. Raises `InputError` for features,
     sources and token types that do not exist.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> universal = sa.universal_features(sources, prompts, tokens=["asst"])
+        >>> table = sa.specific_features(sources, prompts, universal, tokens=["asst"])
+        >>> len(table) == len(universal) * len(prompts)
+        True
     """
     selections = selections_from(wanted) if isinstance(wanted, pd.DataFrame) else list(wanted)
     prompts = [prompt if isinstance(prompt, Prompt) else Prompt(prompt, "") for prompt in prompts]

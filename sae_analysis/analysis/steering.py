@@ -96,6 +96,13 @@ def typical_activations(
     """The mean activation of every feature over the rows on which it is active, `[d_hidden]`.
 
     NaN for a feature that never is. Raises `InputError` if the SAE is of another layer.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> typical = sa.typical_activations(sae, model, texts, layer=2, max_tokens=1000)
+        >>> typical.shape
+        torch.Size([64])
     """
     sae.check_layer(layer)
     total = torch.zeros(sae.config.d_hidden, dtype=torch.float64)
@@ -126,6 +133,15 @@ def steering_edits(
     """Edits that add each feature so many times its typical activation, or remove it.
 
     Raises `InputError` for features that do not exist, or that were never active.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> typical = sa.typical_activations(sae, model, texts, layer=2, max_tokens=1000)
+        >>> strongest = features.best(1)[0]["feature_id"]
+        >>> edits = sa.steering_edits(sae, 2, {strongest: 4.0}, typical)
+        >>> len(edits)
+        1
     """
     if not isinstance(features, dict):
         raise InputError(
@@ -237,6 +253,15 @@ def compare_answers(
     """Answers without and with the edits: `prompt`, `plain`, `edited`.
 
     Raises `InputError` as `answers` does.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> typical = sa.typical_activations(sae, model, texts, layer=2, max_tokens=1000)
+        >>> edits = sa.steering_edits(sae, 2, {17: 0}, typical)  # remove feature 17
+        >>> table = sa.compare_answers(model, ["What is a list?"], edits, max_new_tokens=5)
+        >>> table.columns.tolist()
+        ['prompt', 'plain', 'edited']
     """
     return pd.DataFrame(
         {

@@ -92,6 +92,13 @@ def universal_features(
 
     Returns a table with `UNIVERSAL_COLUMNS`. Raises `InputError` if `threshold` is not a share, and
     as `activations` does.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> table = sa.universal_features(sources, prompts, threshold=0.5)
+        >>> int(table.num_prompts.min()) >= len(prompts) / 2
+        True
     """
     min_active_prompts(threshold, 1)
     tables = []

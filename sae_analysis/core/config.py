@@ -31,6 +31,13 @@ class SAEConfig:
     """What the autoencoder is: its size, its JumpReLU, and the sparsity it aims for.
 
     Raises `InputError` for values that make no sense.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> config = sa.SAEConfig(d_model=model.d_model, d_hidden=1024, target_l0=50)
+        >>> config.d_model, config.d_hidden
+        (256, 1024)
     """
 
     d_model: int = 768  # width of the residual stream
@@ -59,6 +66,13 @@ class TrainConfig:
     """How an SAE is trained, and what the result is compared with.
 
     Raises `InputError` for values that make no sense.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> config = sa.TrainConfig(epochs=4, batch_size=1024)
+        >>> config.epochs, config.seed
+        (4, 0)
     """
 
     epochs: int = 20  # passes over the training rows
@@ -244,6 +258,16 @@ def load_config(path: str | Path | None = None) -> tuple[SAEConfig, TrainConfig]
     """Settings from a YAML file in the guide's layout; the defaults when `path` is None.
 
     Raises `InputError` for unknown keys and sections, and for values that make no sense.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> print(open("config.yaml").read())
+        sae: {d_hidden: 1024}
+        sae_training: {epochs: 4}
+        >>> sae_config, train_config = sa.load_config("config.yaml")
+        >>> sae_config.d_hidden, train_config.epochs
+        (1024, 4)
     """
     if path is None:
         return SAEConfig(), TrainConfig()

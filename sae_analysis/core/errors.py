@@ -18,7 +18,17 @@ log = logging.getLogger("sae_analysis")
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message says what, where, and what to do."""
+    """Something the user gave cannot be used; the message says what, where, and what to do.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> try:
+        ...     sa.TrainConfig(epochs=0)
+        ... except sa.InputError as error:
+        ...     print(error)
+        sae_training.epochs is 0; it must be greater than 0
+    """
 
 
 class DiskFull(InputError):

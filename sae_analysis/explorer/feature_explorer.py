@@ -64,6 +64,13 @@ class FeatureExplorer(Explorer):
 
     `features` is what `interpret` returns, or `Features.load(path)`. Raises `InputError` for
     anything else, and `IndexError` if `feature_id`, the feature to open first, does not exist.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> explorer = sa.FeatureExplorer(features, feature_id=17)  # alone in a cell it is shown
+        >>> explorer.to_html("features.html").name
+        'features.html'
     """
 
     HEAD = f"{'id':>6} {'density':>7} {'max':>7} {'bits':>4} {'right':>5} label"

@@ -55,6 +55,14 @@ class LabelExplorer(Explorer):
     """Shows what tells labels apart, from the table of `compare_labels`.
 
     Raises `InputError` for another table, or one without rows.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> table = sa.compare_labels(sources, prompts)
+        >>> explorer = sa.LabelExplorer(table, features)  # alone in a cell it is shown
+        >>> explorer.to_html("labels.html").name
+        'labels.html'
     """
 
     def __init__(self, compared: pd.DataFrame, features: Features | None = None):

@@ -59,6 +59,13 @@ class PositionExplorer(Explorer):
     """Shows the positions that are read in each prompt, and the universal features there.
 
     Raises `InputError` if there are no prompts, or `universal` is another table.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> universal = sa.universal_features(sources, prompts)
+        >>> sa.PositionExplorer(model, prompts, universal, features)  # in a notebook it is shown
+        PositionExplorer(8 prompts)
     """
 
     def __init__(

@@ -145,6 +145,12 @@ class PromptExplorer(Explorer):
     """Reads a text that one types, and shows which features fire on each token.
 
     Raises `InputError` for SAEs or features of other layers.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.PromptExplorer(model, sae, features, text="A list.")  # in a notebook it is shown
+        PromptExplorer(pocket, layers 2)
     """
 
     def __init__(

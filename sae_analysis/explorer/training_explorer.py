@@ -52,6 +52,12 @@ class TrainingExplorer(Explorer):
 
     `history` is what `train` returned, its history, or several; None if they come while training
     runs, through `train(..., watch=explorer.watch)`. Raises `InputError` for a path.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.TrainingExplorer(run)  # in a notebook it is shown
+        TrainingExplorer(1 runs)
     """
 
     def __init__(

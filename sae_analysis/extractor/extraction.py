@@ -410,6 +410,13 @@ def extract(
 
     A run that was killed is resumed. Returns a store `[rows, d_model]` for each layer. Raises
     `InputError` when `out` holds another run, when the text is empty, or when rows are not finite.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> stores = sa.extract(model, texts, layers=[1, 2], num_tokens=500, out="states")
+        >>> stores[2]
+        ActivationStore(layer_2_states: layer 2, 500 rows of 256, bfloat16)
     """
     if num_tokens is not None:
         options["num_tokens"] = num_tokens
@@ -446,7 +453,16 @@ def _open_stores(
 
 # %% ../../nbs/extractor/02_extraction.ipynb #6b80e69f
 class HiddenStateExtractor:
-    """The guide's front: activations below `{cache_dir}/hidden_states/layer_{L}_states`."""
+    """The guide's front: activations below `{cache_dir}/hidden_states/layer_{L}_states`.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> extractor = sa.HiddenStateExtractor(model, texts, cache_dir="cache")
+        >>> path = extractor.extract_for_layer(2, num_tokens=500)
+        >>> path.name
+        'layer_2_states'
+    """
 
     def __init__(
         self,

@@ -249,6 +249,13 @@ def live_stores(
     """For each layer what `extract` with the same arguments gives, without writing anything.
 
     All layers share one pass. Raises `InputError` when there is no text.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> stores = sa.live_stores(model, texts, layers=[1, 2], num_tokens=500)
+        >>> len(stores[2]), stores[2].d_model
+        (500, 256)
     """
     if num_tokens is not None:
         options["num_tokens"] = num_tokens

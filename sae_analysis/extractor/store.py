@@ -321,7 +321,16 @@ class RowStore:
 
 
 class ActivationStore(RowStore):
-    """Rows `[rows, d_model]` of one layer on disk or in memory, with their tokens where known."""
+    """Rows `[rows, d_model]` of one layer on disk or in memory, with their tokens where known.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> import torch
+        >>> store = sa.ActivationStore([torch.randn(1000, 256)], layer=2)
+        >>> len(store), store.d_model
+        (1000, 256)
+    """
 
     def __init__(
         self,
@@ -475,6 +484,13 @@ def open_store(path: str | Path) -> ActivationStore:
     """The activations at `path`: a store's folder, a `.safetensors` file, or a `.pt` file.
 
     Raises `InputError` when nothing is there, or it is damaged or something else.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> store = sa.open_store("hidden_states/layer_2_states")
+        >>> store.layer, store.d_model
+        (2, 256)
     """
     found = _find_activations(path)
     if found.is_dir():

@@ -340,6 +340,14 @@ def match_features(
     `feature_b_...`, the cosine or Jaccard index, and `mutual_...`: whether each is the
     other's best. Raises `InputError` for SAEs of different width, and for rows of different tokens
     or other layers.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> other = sa.train(store, sae.config, sa.TrainConfig(epochs=2, seed=1)).sae
+        >>> matched = sa.match_features(sae, other, store)
+        >>> len(matched)
+        64
     """
     if a.config.d_model != b.config.d_model:
         raise InputError(

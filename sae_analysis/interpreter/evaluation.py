@@ -251,6 +251,12 @@ def evaluate(
 
     Returns a `Quality`. Raises `InputError` if the SAE belongs to another layer, or there is no
     text.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.evaluate(sae, model, texts, layer=2, num_tokens=2000, loss_tokens=500)
+        Quality(l0 ..., fvu ..., loss recovered ..., kl ..., dead ..., on ... tokens)
     """
     from tqdm.auto import tqdm
 
@@ -284,7 +290,15 @@ def checklist(
     config: TrainConfig | None = None,  # with the targets; None: the guide's
     interpreted: bool | None = None,  # whether interpretations were saved; None: leave it out
 ) -> pd.DataFrame:
-    """The training guide's validation checklist: `target`, `asked for`, `measured`, `met`."""
+    """The training guide's validation checklist: `target`, `asked for`, `measured`, `met`.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> table = sa.checklist(quality, run.history)
+        >>> table.columns.tolist()
+        ['target', 'asked for', 'measured', 'met']
+    """
     import pandas as pd
 
     config = config or TrainConfig()

@@ -38,6 +38,14 @@ class EvidenceConfig:
     """How much evidence is kept of each feature.
 
     Raises `InputError` for negative numbers, and a held-out share outside [0, 1).
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> config = sa.EvidenceConfig(k=5, around=8)
+        >>> features = sa.interpret(sae, model, texts, layer=2, config=config)
+        >>> len(features.best(1)[0]["top_examples"]) <= 5
+        True
     """
 
     k: int = 10  # strongest contexts

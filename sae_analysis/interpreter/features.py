@@ -287,6 +287,14 @@ class Features:
 
     `features[17]` is the evidence of feature 17. Raises `IndexError` for a feature that does not
     exist. `interpret` and `Features.load` make them.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> path = features.save("features.json")
+        >>> loaded = sa.Features.load(path)
+        >>> len(loaded), loaded[17]["feature_id"]
+        (64, 17)
     """
 
     def __init__(
@@ -522,6 +530,14 @@ def interpret(
 
     Returns `Features`. Raises `InputError` if SAE, model and source do not belong together, or
     there is no text.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> features = sa.interpret(sae, model, texts, layer=2, max_tokens=2000)
+        >>> features
+        Features(64 features, ... dead, on ... tokens)
+        >>> table = features.sort_values("score")
     """
     layer = _layer_of(source, layer)
     _check_max_tokens(max_tokens)
@@ -642,6 +658,13 @@ def test_descriptions(
 
     Raises `InputError` for features read from a file, which has no held-out documents, and for
     descriptions of features that do not exist.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> tested = sa.test_descriptions(features, {0: "the word 'array'", 1: "names of animals"})
+        >>> sorted(tested.feature_id)
+        [0, 1]
     """
     reader = features.reading
     if reader is None:
@@ -701,6 +724,14 @@ def explain_features(
 
     Returns descriptions by feature. Raises `InputError` for features read from a file, and for
     features that do not exist.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> def ask(prompt):  # in truth a call to a language model
+        ...     return "nouns"
+        >>> sa.explain_features(features, ask, ids=[0, 1])
+        {0: 'nouns', 1: 'nouns'}
     """
     reader = features.reading
     if reader is None:
@@ -757,6 +788,13 @@ def analyze_sae(
 
     `result[feature_id]` is one feature. An interrupted call resumes when it is repeated. Raises
     `InputError` as `interpret` does, and if the checkpoint is of another layer.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> result = sa.analyze_sae("checkpoints/sae_layer_2_best.pt", model, 2, texts, "results")
+        >>> result[17]["feature_id"]
+        17
     """
     sae = load_sae(sae_checkpoint_path, str(model_wrapper.device))
     sae.check_layer(layer_idx)
@@ -769,7 +807,15 @@ def analyze_sae(
 
 # %% ../../nbs/interpreter/09_features.ipynb #f41a5ef5
 def print_feature_summary(interpretation: dict[str, Any]) -> None:
-    """Print one feature's evidence for reading: `print_feature_summary(features[17])`."""
+    """Print one feature's evidence for reading: `print_feature_summary(features[17])`.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.print_feature_summary(features[17])
+        <BLANKLINE>
+        Feature 17: ...
+    """
     feature = interpretation
     print(f"\nFeature {feature['feature_id']}: {feature['label'] or 'no label'}")
     if not feature["active"]:

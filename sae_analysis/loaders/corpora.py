@@ -31,6 +31,14 @@ class TextCorpus(Corpus):
     """Documents from strings, from a `.txt`, `.jsonl` or `.parquet` file, or from a folder of them.
 
     Raises `InputError` if there is no such file, or a table lacks the column.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> corpus = sa.TextCorpus("articles.parquet", column="text", heldout_share=0.2)
+        >>> training, heldout = list(corpus), list(corpus.heldout())
+        >>> len(training) + len(heldout)
+        260
     """
 
     KINDS = (".txt", ".jsonl", ".parquet")
@@ -228,6 +236,15 @@ class WikipediaCorpus(Corpus):
     """Wikipedia articles, streamed from the Hub or read from a local Parquet file.
 
     Raises `InputError` if the dump or the file does not exist, or the Hub cannot be reached.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.WikipediaCorpus(language="simple")  # streamed when it is read
+        WikipediaCorpus(language='simple', date='20231101', split='train')
+        >>> corpus = sa.WikipediaCorpus(path="articles.parquet")
+        >>> next(iter(corpus)).id
+        '0'
     """
 
     def __init__(

@@ -133,6 +133,13 @@ class DocsCorpus(Corpus):
     """The documentation installed beside this package: offline, and always in the same order.
 
     The text depends on the versions of the packages that are installed.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> corpus = sa.DocsCorpus(["pandas"])
+        >>> next(iter(corpus)).id.split(".")[0]
+        'pandas'
     """
 
     def __init__(

@@ -64,7 +64,12 @@ class Prompt:
     Of a conversation, `messages` are kept, and `content` is its text for tables.
     Raises `InputError` if a conversation is not valid.
 
-    Example: `Prompt("How do you feel?", "emotional")`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> prompt = sa.Prompt("How do you feel?", "emotional")
+        >>> prompt.content, prompt.label
+        ('How do you feel?', 'emotional')
     """
 
     content: str  # the message; or, when it is made, the messages of a conversation
@@ -163,6 +168,13 @@ def load_prompts(path: str | Path | Sequence[str | Path] = "./prompts") -> list[
 
     Each line is an object with `label` and either `content` or `messages`. Raises `InputError` with
     file and line for anything else, and if there are no prompts.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> prompts = sa.load_prompts("prompts")
+        >>> len(prompts), prompts[0].label
+        (8, 'emotional')
     """
     paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(part) for part in path]
     prompts: list[Prompt] = []

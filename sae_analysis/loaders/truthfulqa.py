@@ -40,6 +40,13 @@ def load_truthfulqa(
     """TruthfulQA as (train, validation, test): 80, 10 and 10 percent of the shuffled questions.
 
     Raises `InputError` if the file is missing or lacks a column, or the Hub cannot be reached.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> train, validation, test = sa.load_truthfulqa("truthfulqa.parquet")
+        >>> len(train), len(validation), len(test)
+        (8, 1, 1)
     """
     path = path or os.environ.get("SAE_ANALYSIS_TRUTHFULQA")
     rows = read_table(path, COLUMNS) if path is not None else _hub_truthfulqa()

@@ -236,7 +236,12 @@ def inspect_positions(
     The columns are `prompt`, `token_type`, `index`, `token` and `before`. Raises `InputError` as
     `token_positions` does.
 
-    Example: `inspect_positions(model.tokenizer, ["Hi!"])`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> table = sa.inspect_positions(model.tokenizer, ["Hi!"])
+        >>> table.token_type.tolist()
+        ['asst', 'endheader', 'newline']
     """
     chats = token_positions(tokenizer, prompts, types)
     rows = []

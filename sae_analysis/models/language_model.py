@@ -111,6 +111,13 @@ class LanguageModel:
     """A `transformers` model and its tokenizer, with access to the residual stream.
 
     `load_model` makes one by name; this class takes a model and a tokenizer that exist already.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> wrapped = sa.LanguageModel(model.model, model.tokenizer, name="mine")
+        >>> wrapped
+        LanguageModel('mine': 4 layers, d_model 256, float32, cpu)
     """
 
     def __init__(
@@ -304,6 +311,13 @@ def load_model(
     """Load a language model with its tokenizer, ready to be read.
 
     Raises `InputError` if it does not exist, is gated, or the Hub cannot be reached.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> model = sa.load_model("pocket", device="cpu")
+        >>> model.n_layers, model.d_model
+        (4, 256)
     """
     device = pick_device(device)
     source = str(pocket_folder()) if name == "pocket" else name
@@ -345,7 +359,12 @@ def _from_pretrained(
 class GPT2WithResidualHooks(LanguageModel):
     """The training guide's name for `load_model`, with the same arguments.
 
-    Example: `GPT2WithResidualHooks("gpt2", device="cuda")`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> model = sa.GPT2WithResidualHooks("pocket", device="cpu")
+        >>> model.n_layers, model.d_model
+        (4, 256)
     """
 
     def __init__(self, name: str = "gpt2", device: str | None = None, **kwargs: Any):

@@ -204,6 +204,10 @@ def load_source(source: Source, sae_dir: str | Path | None = None, device: str =
     `sae_dir` is where to look first, and where to download to. Raises `InputError` as
     `find_source` and `open_sae` do.
 
-    Example: `load_source(Source("llama", trainer=1, layer=15))`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.load_source(sa.Source("pocket", trainer=0, layer=2), sae_dir="checkpoints")
+        JumpReLUSAE(256 -> 64, model pocket, layer 2)
     """
     return open_sae(find_source(source, sae_dir), device)

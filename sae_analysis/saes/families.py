@@ -25,7 +25,11 @@ __all__ = ['REGISTRY', 'PUBLISHED_LAYERS', 'PUBLISHED_TRAINERS', 'KNOWN_FAMILIES
 class Source:
     """Names one SAE by family, trainer and layer.
 
-    Example: `Source("llama", trainer=1, layer=15).name` is `"llama_trainer1_layer15"`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.Source("llama", trainer=1, layer=15).name
+        'llama_trainer1_layer15'
     """
 
     model: str  # name of the family, such as "llama"
@@ -56,7 +60,14 @@ class SAEFamily:
 
     Raises `InputError` if `pattern` or `link` contains a placeholder that does not exist.
 
-    Example: `SAEFamily("mine", "gpt2", "", "sae_layer_{layer}_best.pt", (6,), 0, "checkpoints")`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> family = sa.SAEFamily(
+        ...     "mine", "gpt2", "", "sae_layer_{layer}_best.pt", (6,), 0, "checkpoints"
+        ... )
+        >>> family.sources()
+        [Source(model='mine', trainer=0, layer=6)]
     """
 
     name: str  # the first part of sources
@@ -117,10 +128,16 @@ REGISTRY: dict[str, SAEFamily] = {}  # families by name
 
 
 def register_family(family: SAEFamily) -> SAEFamily:
-    """Make a family known by its name, and return it.
+    """Make a family known by its name, and return it; `load_source` then finds its SAEs.
 
-    Example: `register_family(SAEFamily("mine", "gpt2", "", "sae_layer_{layer}_best.pt", (6,), 0,
-    "checkpoints"))`. Afterwards `load_source(Source("mine", 0, 6))` finds the SAE.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> pattern = "sae_layer_{layer}_best.pt"
+        >>> family = sa.SAEFamily("mine", "pocket", "", pattern, (2,), 0, "checkpoints")
+        >>> family = sa.register_family(family)
+        >>> sa.load_source(sa.Source("mine", trainer=0, layer=2))
+        JumpReLUSAE(256 -> 64, model pocket, layer 2)
     """
     REGISTRY[family.name] = family
     return family

@@ -103,6 +103,12 @@ def open_sae(
     """The SAE at `path`, a folder or a file, in whatever format it is.
 
     Raises `InputError` when nothing is there, is damaged, or cannot be told.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sa.open_sae("checkpoints/sae_layer_2_best.pt")
+        JumpReLUSAE(256 -> 64, model pocket, layer 2)
     """
     chosen = _known_format(format_of(path) if format is None else format)
     return chosen.read(Path(path)).to(device)
@@ -188,6 +194,13 @@ def convert(
 
     Returns where it lies. Raises `InputError` when it cannot be read, cannot be written in that
     format, or `out` is taken.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> folder = sa.convert("checkpoints/sae_layer_2_best.pt", to="saelens", out="for_saelens")
+        >>> sa.open_sae(folder)
+        JumpReLUSAE(256 -> 64, model pocket, layer 2)
     """
     path = Path(path)
     target = _known_format(to)

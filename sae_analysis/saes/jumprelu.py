@@ -22,6 +22,14 @@ class JumpReLUSAE(SAE):
     """A sparse autoencoder with one threshold per latent, for raw (not normalised) activations.
 
     Source: Rajamanoharan et al. 2024 (arXiv 2407.14435).
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> import torch
+        >>> sae = sa.JumpReLUSAE(sa.SAEConfig(d_model=256, d_hidden=1024))
+        >>> sae.encode(torch.randn(10, 256)).shape
+        torch.Size([10, 1024])
     """
 
     architecture = "jumprelu"

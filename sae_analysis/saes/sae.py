@@ -35,6 +35,16 @@ class SAE(nn.Module):
     """A sparse autoencoder for raw (not normalised) activations.
 
     Subclasses define `encode`, and `encode_some` where latents are independent of one another.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> import torch
+        >>> isinstance(sae, sa.SAE)
+        True
+        >>> f = sae.encode(torch.randn(10, 256))
+        >>> f.shape, sae.decode(f).shape
+        (torch.Size([10, 64]), torch.Size([10, 256]))
     """
 
     architecture: ClassVar[str] = ""  # its name in files

@@ -51,7 +51,15 @@ def _lens_settings(sae: SAE) -> dict[str, Any]:
 
 
 def save_pretrained(sae: SAE, folder: str | Path) -> Path:
-    """Writes an SAE in SAELens's layout; returns the folder."""
+    """Writes an SAE in SAELens's layout; returns the folder.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> folder = sa.save_pretrained(sae, "layer_2")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['cfg.json', 'sae_weights.safetensors']
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach().cpu() for name, p in sae.state_dict().items()}
@@ -156,6 +164,13 @@ def from_pretrained(folder: str | Path) -> SAE:
     """Reads an SAE in SAELens's layout, ours or one that SAELens wrote.
 
     Raises `InputError` when files are missing or damaged, or describe something else.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> folder = sa.save_pretrained(sae, "layer_2")
+        >>> sa.from_pretrained(folder)
+        JumpReLUSAE(256 -> 64, model pocket, layer 2)
     """
     folder = Path(folder)
     cfg, weights = _read_lens_files(folder)

@@ -23,6 +23,15 @@ class TopKSAE(SAE):
     """A sparse autoencoder that keeps the `k` largest latents of each row, for raw activations.
 
     Source: Gao et al. 2024 (arXiv 2406.04093). Raises `InputError` unless `0 < k <= d_hidden`.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> import torch
+        >>> sae = sa.TopKSAE(sa.SAEConfig(d_model=256, d_hidden=1024), k=32)
+        >>> f = sae.encode(torch.randn(10, 256))
+        >>> bool(((f > 0).sum(-1) <= 32).all())
+        True
     """
 
     architecture = "topk"

@@ -78,7 +78,13 @@ def _wanted_l0(target: float | None) -> tuple[float, float]:
 def live_plot() -> Callable[[dict[str, Any]], None]:
     """Return a watcher for `train` that draws loss and L0 in the notebook and keeps them current.
 
-    Example: `train(store, sae_config, train_config, watch=live_plot())`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> config = sa.TrainConfig(epochs=2)
+        >>> run = sa.train(store, run.sae.config, config, watch=sa.live_plot())
+        >>> len(run.history["recon_loss"])
+        2
     """
     displays: dict[int | None, Any] = {}  # by layer
 

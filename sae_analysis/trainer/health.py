@@ -262,7 +262,13 @@ def health(
     Returns a DataFrame with one row a check: `check`, `measured`, `wanted`, `ok`, `what to do`.
     Raises `InputError` if the folder has no such run, or the history comes from an old version.
 
-    Example: `health("models/checkpoints", layer=6)`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> report = sa.health("checkpoints", layer=2)
+        >>> report.columns.tolist()
+        ['check', 'measured', 'wanted', 'ok', 'what to do']
+        >>> problems = report[~report.ok]
     """
     import pandas as pd
 

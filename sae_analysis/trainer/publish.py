@@ -278,7 +278,12 @@ def push_to_hub(
 
     Raises `InputError` if the name is invalid, the token may not write, or the transfer fails.
 
-    Example: `push_to_hub("models/checkpoints", "me/gpt2-saes")`.
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> address = sa.push_to_hub("checkpoints", "me/pocket-saes", private=True)
+        >>> address.endswith("/me/pocket-saes")
+        True
     """
     from huggingface_hub import HfApi
 

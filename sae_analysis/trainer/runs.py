@@ -359,6 +359,15 @@ def train_saes(
 
     Under `torchrun` those of this process's layers. Raises `InputError` for unusable stores,
     folders or settings, and when `save_dir` holds an unfinished run with other settings.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> stores = sa.live_stores(model, texts, layers=[1, 2], num_tokens=2000)
+        >>> sae_config = sa.SAEConfig(d_model=model.d_model, d_hidden=64, target_l0=8)
+        >>> runs = sa.train_saes(stores, sae_config, sa.TrainConfig(epochs=1))
+        >>> list(runs)
+        [1, 2]
     """
     _check_run(resume, (save_dir, tensorboard))
     device = rank_device(pick_device(device))
@@ -388,6 +397,14 @@ def train(
 
     With `save_dir` it writes `sae_layer_{L}_best.pt`, `_final.pt` and `_history.json`, and resumes
     there when it was killed. Raises `InputError` as `train_saes` does.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> sae_config = sa.SAEConfig(d_model=store.d_model, d_hidden=64, target_l0=8)
+        >>> run = sa.train(store, sae_config, sa.TrainConfig(epochs=2), save_dir="new_run")
+        >>> run.sae
+        JumpReLUSAE(256 -> 64, model pocket, layer 2)
     """
     if isinstance(store, dict):
         raise InputError(
@@ -410,6 +427,15 @@ def train_sae_for_layer(
 
     The history has `recon_loss`, `sparsity`, `l0`, `fvu` and more, one value per epoch. Raises
     `InputError` when the activations are of another layer.
+
+    Example:
+
+        >>> import sae_analysis as sa
+        >>> history = sa.train_sae_for_layer(
+        ...     2, "hidden_states/layer_2_states", "new_run", train_config=sa.TrainConfig(epochs=1)
+        ... )
+        >>> len(history["recon_loss"])
+        1
     """
     store = open_store(hidden_states_path)
     if store.layer is not None and store.layer != layer_idx:
