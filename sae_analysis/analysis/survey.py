@@ -240,14 +240,18 @@ class SurveyOutputs:
                 names[kind] = path.with_name(f"{path.stem}_unfinished{path.suffix}")
         return replace(self, **names)
 
-    def check(self, survey: Survey) -> None:
-        """Raise `InputError` if a table cannot be written, or descriptions cannot be read."""
+    def check_names(self) -> None:
+        """Raise `InputError` if two tables share a name, or descriptions cannot be read."""
         given = [str(Path(path).resolve()) for path in map(self._path, KINDS) if path]
         if len(set(given)) < len(given):
             twice = max(given, key=given.count)
             raise InputError(f"two outputs have the same name: {twice}; give each its own")
         if self.descriptions:
             add_descriptions(pd.DataFrame(columns=UNIVERSAL_COLUMNS), self.descriptions)
+
+    def check(self, survey: Survey) -> None:
+        """Raise `InputError` as `check_names` does, or if a table cannot be written."""
+        self.check_names()
         for path in self.paths(survey).values():
             if path.is_dir():
                 raise InputError(f"the output {path} is a folder; name a file")

@@ -302,6 +302,7 @@ def _run_sae_analysis(args: argparse.Namespace) -> None:
 
     survey = survey_from(args)
     outputs = outputs_from(args)
+    outputs.check_names()
     if args.plan:
         for plan in plan_survey(survey):
             print(plan)
