@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -158,7 +159,27 @@ def test_resumed_interpretation() -> None:
     assert model.passes < passes_of_whole_run, "started anew"
     name = "layer_1_interpretations.json"
     ours = json.loads((Path("resumed_interpretations") / name).read_text())
-    assert_close(ours, json.loads((Path("interpretations") / name).read_text()), "features")
+    theirs = json.loads((Path("interpretations") / name).read_text())
+    for features in (ours, theirs):
+        name_equal_texts_alike(features, len(lines))
+    assert_close(ours, theirs, "features")
+
+
+def name_equal_texts_alike(value: Any, texts: int) -> None:
+    """Replace the names of documents by those of their first copies, in place.
+
+    Every text occurs four times. Which copy has the largest activation is decided by the last
+    digits, which differ from one kind of processor to another.
+    """
+    if isinstance(value, list):
+        for entry in value:
+            name_equal_texts_alike(entry, texts)
+    if isinstance(value, dict):
+        if str(value.get("document", "")).startswith("text-"):
+            number = int(value["document"].removeprefix("text-"))
+            value["document"] = f"text-{number % texts}"
+        for entry in value.values():
+            name_equal_texts_alike(entry, texts)
 
 
 def test_results() -> None:
