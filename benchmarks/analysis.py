@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from harness import Goal, flags, report
+from harness import Goal, parse_flags, report
 
 LAYERS, TOKENS, BATCH, THRESHOLD, ACTIVE = (11, 15), ("asst", "endheader", "newline"), 8, 0.3, 0.01
 
@@ -172,7 +172,7 @@ print(found, time.perf_counter() - begin, held("VmHWM"), before)
 
 
 def main() -> None:
-    a = flags(__doc__)
+    a = parse_flags(__doc__)
     d_hidden, prompts, rounds = (2048, 16, 1) if a.quick else (131_072, 140, 1)
     names = {"spec_loop": "the spec's loop", "ours": "ours"}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from harness import Goal, flags, median_seconds, report
+from harness import Goal, median_seconds, parse_flags, report
 
 from sae_analysis.core.devices import compute_dtype
 from sae_analysis.models.language_model import fuse_gelu
@@ -307,7 +307,7 @@ def peak_memory(folder: str, tokens: int) -> float:
 
 
 def main() -> None:
-    a = flags(
+    a = parse_flags(
         __doc__,
         text="a Parquet, JSONL or text file to read in place of the installed documentation",
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import torch
-from harness import Goal, alternate, flags, median_seconds, report
+from harness import Goal, median_seconds, parse_flags, report, time_in_turn
 from peers import DictionaryLearning, SAELens
 
 from sae_analysis.core.config import SAEConfig, TrainConfig
@@ -84,7 +84,7 @@ def contest(
         ),
         **{name: lambda peer=peer: peer.step(batch(full)) for name, peer in peers.items()},
     }
-    seconds = alternate(works, rounds, warmup=2)
+    seconds = time_in_turn(works, rounds, warmup=2)
     x, W = raw[:BATCH], torch.randn(d_hidden, D_MODEL, device=device)
     product = {
         str(dtype)[6:]: median_seconds(lambda: x.to(dtype) @ W_low.T, 3)
@@ -114,7 +114,7 @@ def contest(
 
 
 def main() -> None:
-    a = flags(__doc__)
+    a = parse_flags(__doc__)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, table, figures, goals = activations(30_000 if a.quick else 120_000, device), [], {}, []
     for d_hidden, goal in {1024: 0.0}.items() if a.quick else GOALS.items():
