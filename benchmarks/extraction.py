@@ -172,7 +172,13 @@ class Ways:
 
         self.runs += 1
         stores = extract(
-            self.own, self.texts, self.layers, tokens, f"{self.folder}/{self.runs}", BATCH, CONTEXT
+            self.own,
+            self.texts,
+            self.layers,
+            tokens,
+            f"{self.folder}/{self.runs}",
+            batch_size=BATCH,
+            context_length=CONTEXT,
         )
         return len(stores[0])
 
