@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from harness import Goal, flags, report
+from harness import Goal, parse_flags, report
 
 LAYERS, TOKENS, BATCH, THRESHOLD, ACTIVE = (11, 15), ("asst", "endheader", "newline"), 8, 0.3, 0.01
 
@@ -158,7 +158,7 @@ def measured(way: str, folder: Path) -> dict[str, float]:
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-import analysis, dictionary_learning.utils, sae_analysis.survey, transformers
+import analysis, dictionary_learning.utils, sae_analysis.analysis.survey, transformers
 held = lambda kind: next(int(line.split()[1])/1024 for line in open("/proc/self/status") if line.startswith(kind))
 before, begin = held("VmRSS"), time.perf_counter()
 found = analysis.{way}(Path({str(folder)!r}))
@@ -172,8 +172,8 @@ print(found, time.perf_counter() - begin, held("VmHWM"), before)
 
 
 def main() -> None:
-    a = flags(__doc__)
-    d_hidden, prompts, rounds = (2048, 16, 1) if a.quick else (131_072, 140, 1)
+    a = parse_flags(__doc__)
+    d_hidden, prompts, rounds = (2048, 20, 1) if a.quick else (131_072, 140, 1)
     names = {"spec_loop": "the spec's loop", "ours": "ours"}
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), d_hidden, prompts)

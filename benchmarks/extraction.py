@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from harness import Goal, flags, median_seconds, report
+from harness import Goal, median_seconds, parse_flags, report
 
 from sae_analysis.core.devices import compute_dtype
 from sae_analysis.models.language_model import fuse_gelu
@@ -172,7 +172,13 @@ class Ways:
 
         self.runs += 1
         stores = extract(
-            self.own, self.texts, self.layers, tokens, f"{self.folder}/{self.runs}", BATCH, CONTEXT
+            self.own,
+            self.texts,
+            self.layers,
+            tokens,
+            f"{self.folder}/{self.runs}",
+            batch_size=BATCH,
+            context_length=CONTEXT,
         )
         return len(stores[0])
 
@@ -307,7 +313,7 @@ def peak_memory(folder: str, tokens: int) -> float:
 
 
 def main() -> None:
-    a = flags(
+    a = parse_flags(
         __doc__,
         text="a Parquet, JSONL or text file to read in place of the installed documentation",
     )

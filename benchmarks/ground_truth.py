@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import torch
-from harness import Goal, flags, report
+from harness import Goal, parse_flags, report
 
 D_MODEL, FEATURES, D_HIDDEN, BATCH = 128, 512, 768, 1024
 # a feature's frequency is a/(rank + b): 8% down to 0.15%, or 10% down to 0.6%
@@ -142,7 +142,7 @@ def measure(mix: str, trainer: str, rate: float | None, seed: int, rows: int) ->
 
 
 def main() -> None:
-    a = flags(__doc__)
+    a = parse_flags(__doc__)
     rows, seeds = (60_000, (0,)) if a.quick else (400_000, (0, 1, 2))
     jobs = [
         (mix, trainer, rate, seed, rows)

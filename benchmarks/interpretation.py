@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from extraction import gpt2, texts_of
-from harness import Goal, flags, report
+from harness import Goal, parse_flags, report
 
 from sae_analysis.core.config import SAEConfig
 from sae_analysis.interpreter.batches import rows_from_texts as text_rows
@@ -129,7 +129,7 @@ def wide(texts: int, d_hidden: int) -> dict[str, float]:
 
 
 def main() -> None:
-    a = flags(__doc__)
+    a = parse_flags(__doc__)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, texts = gpt2(device, a.quick), texts_of("")[: 60 if a.quick else 1000]
     fuse_gelu(model.model)  # as load_model gives it

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from harness import Goal, device_name, flags, report
+from harness import Goal, device_name, parse_flags, report
 
 BATCH, D_HIDDEN, TARGETS, SEEDS, LAYERS = 1024, 1024, (32, 75, 128), (0, 1, 2), (1, 2)
 # learning rates tried at each target
@@ -277,7 +277,7 @@ def plot(summary: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    a = flags(
+    a = parse_flags(
         __doc__, text="a file of text, such as Wikipedia's, in place of the installed documentation"
     )
     global SEEDS, TARGETS, LAYERS, PEERS
