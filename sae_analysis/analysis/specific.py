@@ -90,16 +90,22 @@ def _read_row(
 
 # %% ../../nbs/analysis/02_specific.ipynb #dac319c9
 def selections_from(table: pd.DataFrame) -> list[FeatureSelection]:
-    """The features that a table names by `feature_id` and `source`, and `token` if it has it."""
-    if "token" in table:
-        token = table.token
-    else:
-        token = pd.Series([None] * len(table), index=table.index, dtype=object)
+    """The features that a table names by `feature_id` and `source`, and perhaps `token`.
+
+    Raises `InputError` if a column is missing or a source cannot be read.
+    """
+    missing = [column for column in ("feature_id", "source") if column not in table]
+    if missing:
+        raise InputError(f"the table lacks {' and '.join(missing)}; it has {', '.join(table)}")
+    selected: dict[tuple[Source, str | None], dict[int, None]] = {}  # features in order, each once
+    for row in table.to_dict("records"):
+        source, token = parse_source(row["source"])
+        if not pd.isna(row.get("token")):
+            token = row["token"]
+        selected.setdefault((source, token), {})[int(row["feature_id"])] = None
     selections = []
-    for (source, kind), group in table.groupby([table.source, token], sort=False, dropna=False):
-        features = tuple(int(feature) for feature in group.feature_id)
-        kind = None if pd.isna(kind) else kind
-        selections.append(FeatureSelection(parse_source(source)[0], kind, features))
+    for (source, token), features in selected.items():
+        selections.append(FeatureSelection(source, token, tuple(features)))
     return selections
 
 # %% ../../nbs/analysis/02_specific.ipynb #024f7669
@@ -113,25 +119,25 @@ def check_selections(loaded: LoadedSource, selections: Sequence[FeatureSelection
                 f"token type {selection.token!r} of {loaded.name} has no meaning in its chat"
                 f" template; its types are: {', '.join(types)}"
             )
-        too_high = [feature for feature in selection.features if feature >= width]
-        if too_high:
-            where = selection.where.get(too_high[0])
+        absent = [feature for feature in selection.features if not 0 <= feature < width]
+        if absent:
+            where = selection.where.get(absent[0])
             prefix = f"{where}: " if where else ""
             raise InputError(
-                f"{prefix}feature {too_high[0]} is past the end of {loaded.name}, whose dictionary"
-                f" has {width} features (0 to {width - 1})"
+                f"{prefix}{loaded.name} has no feature {absent[0]}; its SAE has {width} features,"
+                f" numbered from 0 to {width - 1}"
             )
 
 # %% ../../nbs/analysis/02_specific.ipynb #8e643ef9
 SPECIFIC_COLUMNS = [
-    "prompt_idx",
+    "prompt_idx",  # from 0, in the order of the prompts
     "prompt",
-    "label",
+    "label",  # the prompt's, not the feature's
     "feature_id",
-    "activation",
-    "source",
-    "token",
-    "link",
+    "activation",  # in the SAE's own units; 0 where it is silent
+    "source",  # {model}_trainer{n}_layer{L}
+    "token",  # token type
+    "link",  # to a dashboard of the feature on the web; empty where there is none
 ]
 
 

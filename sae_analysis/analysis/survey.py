@@ -43,7 +43,7 @@ from sae_analysis.analysis.specific import (
 )
 from .universal import UNIVERSAL_COLUMNS, min_active_prompts, universal_of
 from ..core.devices import free_memory, pick_device
-from ..core.errors import InputError, log
+from ..core.errors import InputError, first_line, log, suggestion
 from ..core.files import check_writable, write_json
 from ..core.formatting import format_bytes
 from ..loaders.prompts import Prompt
@@ -52,13 +52,16 @@ from ..saes.download import find_source, load_source
 from ..saes.families import Source, family_of, local_path
 
 # %% auto #0
-__all__ = ['KINDS', 'UNKNOWN', 'Survey', 'chosen_sources', 'load_sources', 'ModelResults', 'analyse_model', 'run_survey',
+__all__ = ['ANALYSES', 'UNKNOWN', 'Survey', 'chosen_sources', 'load_sources', 'ModelResults', 'analyse_model', 'run_survey',
            'SurveyOutputs', 'write_survey', 'model_size', 'sae_size', 'SurveyPlan', 'plan_survey']
 
 # %% ../../nbs/analysis/06_survey.ipynb #e8759fc3
+ANALYSES = ("universal", "specific", "labels")
+
+
 @dataclass(frozen=True)
 class Survey:
-    """Which SAEs are analysed, on which prompts, and what counts.
+    """Which SAEs are analysed, on which prompts, by which analyses and thresholds.
 
     Raises `InputError` for settings that make no sense.
     """
@@ -66,7 +69,7 @@ class Survey:
     prompts: Sequence[Prompt]
     sources: Sequence[Source]  # for universal features and label comparisons
     wanted: Sequence[FeatureSelection] | None = None  # for specific; None: the universal features
-    analyses: Sequence[str] = ("universal", "specific")  # and perhaps "labels"
+    analyses: Sequence[str] = ("universal", "specific")  # or any of these and "labels"
     threshold: float = 0.3  # share of prompts on which a universal feature is active
     activation_threshold: float = 0.01  # a feature is active above this
     tokens: Sequence[str] | None = None  # token types; None: all that a model's template has
@@ -86,7 +89,15 @@ class Survey:
                 " negative, so it must be at least 0"
             )
         if not self.prompts:
-            raise InputError("there are no prompts to analyse")
+            raise InputError("there are no prompts to analyse; give at least one")
+        for analysis in self.analyses:
+            if analysis not in ANALYSES:
+                nearest = suggestion(analysis, ANALYSES)
+                raise InputError(f"there is no analysis {analysis!r}; {nearest}")
+        if not self.by_model():
+            raise InputError("there are no SAEs to analyse; give `sources`, or `wanted` features")
+        if self.dtype and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InputError(f"dtype is {self.dtype!r}; it must be a torch dtype such as bfloat16")
         if "labels" in self.analyses:
             label_groups([prompt.label for prompt in self.prompts])
 
@@ -126,7 +137,9 @@ def load_sources(
     """
     saes = [ShelvedSAE(partial(load_source, source, sae_dir)) for source in sources]
     family = family_of(sources[0].model)
-    options = {**({"dtype": dtype} if dtype else {}), **(model_kwargs or {})}
+    options = dict(model_kwargs or {})
+    if dtype:
+        options.setdefault("dtype", dtype)
     try:
         model = load_model(family.model, device, **options)
     except TypeError as error:
@@ -138,12 +151,12 @@ def load_sources(
 # %% ../../nbs/analysis/06_survey.ipynb #4e18cf9c
 @dataclass(frozen=True)
 class ModelResults:
-    """What the SAEs of one model gave; a table that was not asked for is empty."""
+    """The tables of one model's SAEs; those of analyses that were not asked for are empty."""
 
     universal: pd.DataFrame
     specific: pd.DataFrame
     labels: pd.DataFrame  # contrasts without q: they are corrected over all models together
-    made_by: dict[str, Any]  # for the manifest
+    made_by: dict[str, Any]  # by source name: model, SAE and template, for the manifest
 
 
 def analyse_model(survey: Survey, loaded: Sequence[LoadedSource]) -> ModelResults:
@@ -152,18 +165,20 @@ def analyse_model(survey: Survey, loaded: Sequence[LoadedSource]) -> ModelResult
     Raises `InputError` for wanted features that a source does not have.
     """
     selections = _selections_for(survey, loaded)
+    takes_universal = "specific" in survey.analyses and survey.wanted is None
     universal: list[pd.DataFrame] = []
     specific: list[pd.DataFrame] = []
     labels: list[pd.DataFrame] = []
     for seen in activations(loaded, survey.prompts, survey.tokens, survey.batch_size):
         is_surveyed = seen.source in survey.sources
-        if is_surveyed and ("universal" in survey.analyses or survey.wanted is None):
+        if is_surveyed and ("universal" in survey.analyses or takes_universal):
             table = universal_of(seen, survey.threshold, survey.activation_threshold)
-            universal.append(table)
+            if "universal" in survey.analyses:
+                universal.append(table)
+            if takes_universal:
+                selections = selections_from(table)
         if is_surveyed and "labels" in survey.analyses:
             labels += label_contrasts([seen], survey.prompts, survey.activation_threshold)
-        if survey.wanted is None:
-            selections = selections_from(universal[-1]) if is_surveyed else []
         if "specific" in survey.analyses and _is_selected(seen, selections):
             specific.append(specific_of(seen, selections, survey.prompts))
     manifest = result_manifest(loaded, survey.prompts, survey.tokens)
@@ -208,9 +223,6 @@ def run_survey(survey: Survey) -> Iterator[ModelResults]:
         yield results
 
 # %% ../../nbs/analysis/06_survey.ipynb #7c341234
-KINDS = ("universal", "specific", "labels")
-
-
 @dataclass(frozen=True)
 class SurveyOutputs:
     """Where the tables of a survey are written, as CSV files with manifests."""
@@ -225,16 +237,16 @@ class SurveyOutputs:
     def paths(self, survey: Survey) -> dict[str, Path]:
         """The file of each table that the survey makes."""
         paths = {}
-        for kind in KINDS:
+        for kind in ANALYSES:
             path = getattr(self, kind)
             if path is not None and kind in survey.analyses:
                 paths[kind] = Path(path)
         return paths
 
     def unfinished(self) -> SurveyOutputs:
-        """The same files under names that say that models are missing."""
+        """The same tables under `{name}_unfinished.csv`, for a survey that still lacks models."""
         names: dict[str, Any] = {}
-        for kind in KINDS:
+        for kind in ANALYSES:
             if getattr(self, kind) is not None:
                 path = Path(getattr(self, kind))
                 names[kind] = path.with_name(f"{path.stem}_unfinished{path.suffix}")
@@ -242,11 +254,11 @@ class SurveyOutputs:
 
     def check_names(self) -> None:
         """Raise `InputError` if two tables share a name, or descriptions cannot be read."""
-        given = [str(Path(path).resolve()) for path in map(self._path, KINDS) if path]
+        given = [str(Path(path).resolve()) for path in map(self._path, ANALYSES) if path]
         if len(set(given)) < len(given):
             twice = max(given, key=given.count)
             raise InputError(f"two outputs have the same name: {twice}; give each its own")
-        if self.descriptions:
+        if self.descriptions:  # join an empty table, so that an unreadable file fails now
             add_descriptions(pd.DataFrame(columns=UNIVERSAL_COLUMNS), self.descriptions)
 
     def check(self, survey: Survey) -> None:
@@ -262,26 +274,29 @@ class SurveyOutputs:
 
 # %% ../../nbs/analysis/06_survey.ipynb #ae3001b8
 def write_survey(survey: Survey, outputs: SurveyOutputs) -> dict[str, pd.DataFrame]:
-    """Run a survey and write its tables, each complete or not at all; returns the tables.
+    """Run a survey and write its tables; returns them.
 
-    Raises `InputError` if something cannot be loaded or written; earlier outputs are then as they
-    were, and results of finished models are kept beside them.
+    Each file is written completely or not at all, and none before all models are done. Raises
+    `InputError` if something cannot be loaded or written; the results of models that finished are
+    then in `{name}_unfinished.csv` beside the outputs.
     """
     outputs.check(survey)
     results: list[ModelResults] = []
     kept: list[Path] = []
     models = len(survey.by_model())
+    state = "The outputs are unchanged"
     try:
         for model_results in run_survey(survey):
             results.append(model_results)
             if len(results) < models:
                 _, kept = _write_results(outputs.unfinished(), survey, results)
+        state = "Some outputs may already have been replaced"
         tables, _ = _write_results(outputs, survey, results)
     except BaseException as error:
         if not kept:
             raise
         files = ", ".join(str(path) for path in kept if path.suffix == ".csv")
-        note = f"The outputs are unchanged; the results of the models before it are in {files}"
+        note = f"{state}; results of the models that had finished are in {files}"
         if isinstance(error, InputError):
             raise InputError(f"{error}\n  {note}") from None
         log.warning(note)
@@ -343,7 +358,9 @@ def _write_record(
         write_json(manifest, {**facts, "of": path.name})
         return [record]
     if record.exists():
-        log.warning("%s is of an earlier run; give --record-prompts to replace it", record)
+        log.warning(
+            "%s is from an earlier run; set record_prompts (--record-prompts) to replace it", record
+        )
     return []
 
 # %% ../../nbs/analysis/06_survey.ipynb #1b4389ea
@@ -358,9 +375,8 @@ def model_size(name: str, dtype: torch.dtype, revision: str | None = None) -> tu
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
         raise InputError(
-            f"cannot read the configuration of the model {name!r}: {first_line}"
+            f"cannot read the configuration of the model {name!r}: {first_line(error)}"
         ) from None
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config)
@@ -390,8 +406,8 @@ class SurveyPlan:
     sources: int
     weights: int  # bytes of the model's weights, on the device
     working: int  # bytes beside them while prompts are read and latents computed, on the device
-    saes: int  # bytes of the largest SAE, in main memory; they are there one at a time
-    loading: int  # bytes beside it for a moment, while it is loaded
+    saes: int  # bytes of the largest SAE, in main memory; SAEs are loaded one at a time
+    loading: int  # further bytes of main memory while that SAE is loaded
     device: str
     device_free: float  # infinite where unknown, or where transformers spreads the model
     memory_free: float  # infinite where unknown
@@ -412,8 +428,8 @@ class SurveyPlan:
         if in_memory > self.memory_free:
             raise InputError(
                 f"{self.name}: {format_bytes(in_memory)} of main memory are needed, and"
-                f" {format_bytes(self.memory_free)} are free; analyse smaller SAEs, or on a machine"
-                " with more"
+                f" {format_bytes(self.memory_free)} are free; analyse smaller SAEs, or use"
+                " a machine with more memory"
             )
 
     def __str__(self) -> str:
@@ -442,7 +458,7 @@ def plan_survey(survey: Survey, d_hidden: int = 131_072) -> list[SurveyPlan]:
         weights, config = model_size(family_of(name).model, dtype)
         sizes = []
         for source in sources:
-            estimate = 8 * config.hidden_size * d_hidden
+            estimate = 8 * config.hidden_size * d_hidden  # encoder and decoder in fp32
             sizes.append(sae_size(source, survey.sae_dir) or estimate)
         plan = SurveyPlan(
             name=name,

@@ -43,21 +43,20 @@ class SAEConfig:
     d_model: int = 768  # width of the residual stream
     d_hidden: int = 4096  # number of latents, also called `d_sae`
     threshold: float = 0.1  # fixed penalty: where all thresholds start, in normalised units
-    lambda_sparse: float = 0.01  # fixed penalty: per active latent and dimension
-    target_l0: float | None = 75.0  # active latents per token to steer to; None: a fixed penalty
+    lambda_sparse: float = 0.01  # fixed penalty: the loss is MSE + lambda_sparse * L0 / d_model
+    target_l0: float | None = 75.0  # mean active latents per token; None: use a fixed penalty
     bandwidth: float = 0.1  # width of the straight-through window, in normalised units
 
     def __post_init__(self) -> None:
         sizes = {"d_model": self.d_model, "d_hidden": self.d_hidden, "bandwidth": self.bandwidth}
         _check_positive("sae", sizes)
-        if self.threshold < 0:
-            raise InputError(
-                f"sae.threshold is {self.threshold}; a JumpReLU threshold is never negative"
-            )
+        for name in ("threshold", "lambda_sparse"):
+            if getattr(self, name) < 0:
+                raise InputError(f"sae.{name} is {getattr(self, name)}; it is never negative")
         if self.target_l0 is not None and not 0 < self.target_l0 <= self.d_hidden:
             raise InputError(
                 f"sae.target_l0 is {self.target_l0}, but the dictionary has d_hidden ="
-                f" {self.d_hidden} latents; choose a target between 1 and d_hidden"
+                f" {self.d_hidden} latents; choose a target above 0 and at most d_hidden"
             )
 
 # %% ../../nbs/core/01_config.ipynb #1a36d5b1
@@ -77,25 +76,29 @@ class TrainConfig:
 
     epochs: int = 20  # passes over the training rows
     batch_size: int = 256  # rows of one step
-    learning_rate: float | None = None  # its peak; None: from width, batch and steps
+    learning_rate: float | None = None  # peak; None: from widths, target L0, batch and steps
     weight_decay: float = 0.0  # on encoder and decoder weights
     gradient_clip: float = 1.0  # largest gradient norm
     target_recon_loss: float = 0.01  # checklist: mean squared error in normalised units
     target_sparsity_min: float = 50  # checklist: active latents per token, at least
     target_sparsity_max: float = 100  # checklist: active latents per token, at most
-    l0_at_start: float = 1.0  # multiple of `target_l0` to start at; falls over 4/5 of the steps
+    l0_at_start: float = 1.0  # L0 at step 0, in target_l0 (at most d_hidden/2); 1 from 4/5 on
     warmup: float = 0.1  # share of the steps over which the learning rate rises
     decay: float = 0.3  # share of the steps over which it falls to zero at the end
     validation: float = 0.05  # share of the documents kept for validation
-    sink_norm: float = 4.0  # longer rows, in median norms, are attention sinks and left out
-    shuffle_rows: int = 524_288  # rows that are mixed with one another at a time
+    sink_norm: float = 4.0  # rows longer than this many median norms are sinks and left out
+    shuffle_rows: int = 524_288  # size of the shuffle buffer, in rows
     patience: int | None = None  # stop after so many epochs without improvement; None: never
-    seed: int = 0  # decides the initial weights, the split and the order of rows
+    seed: int = 0  # of the initial weights, the sample that they are fitted to, and the row order
 
     def __post_init__(self) -> None:
         positive = ["epochs", "batch_size", "learning_rate", "gradient_clip", "sink_norm"]
         positive += ["shuffle_rows", "patience"]
         _check_positive("sae_training", {name: getattr(self, name) for name in positive})
+        if self.weight_decay < 0:
+            raise InputError(
+                f"sae_training.weight_decay is {self.weight_decay}; it must be at least 0"
+            )
         if self.l0_at_start < 1:
             raise InputError(
                 f"sae_training.l0_at_start is {self.l0_at_start}; it is a multiple of target_l0, so"
@@ -110,7 +113,8 @@ class TrainConfig:
             share = getattr(self, name)
             if not 0 <= share < 1:
                 raise InputError(
-                    f"sae_training.{name} is {share}; it is a share, at least 0 and below 1"
+                    f"sae_training.{name} is {share}; it is a share: give a number of at least"
+                    " 0 and below 1"
                 )
         if self.validation == 0:
             raise InputError(
@@ -181,7 +185,7 @@ def _number(value: Any, annotation: str, where: str) -> float | int | None:
 
 
 def from_section(cls: type[Config], section: str, values: dict | None, where: str) -> Config:
-    """An instance of the dataclass `cls` from one section of a configuration file.
+    """An instance of the dataclass `cls`, whose fields are all numbers, from one section of a file.
 
     Raises `InputError` for unknown keys and for values that are not numbers.
     """

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 from contextlib import contextmanager
 from typing import Iterator, Sequence
 
 # %% auto #0
-__all__ = ['log', 'NETWORK_PACKAGES', 'InputError', 'DiskFull', 'suggestion', 'is_network_error', 'expect_error']
+__all__ = ['log', 'NETWORK_PACKAGES', 'InputError', 'DiskFull', 'suggestion', 'is_network_error', 'first_line', 'expect_error']
 
 # %% ../../nbs/core/00_errors.ipynb #e94a6ef1
 log = logging.getLogger("sae_analysis")
@@ -56,9 +57,16 @@ NETWORK_PACKAGES = (
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Whether an error comes from the network, and may pass."""
+    """Whether an error may come from the network and pass; a full disk or a ban does not."""
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.ENOSPC:
+        return False
     package = type(error).__module__.split(".")[0]
     return isinstance(error, OSError) or package in NETWORK_PACKAGES
+
+# %% ../../nbs/core/00_errors.ipynb #c5d2a002
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 # %% ../../nbs/core/00_errors.ipynb #a480f149
 @contextmanager

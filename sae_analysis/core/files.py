@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 
-from .errors import DiskFull, InputError
+from .errors import DiskFull, InputError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ def atomic_path(path: Any) -> Iterator[Path]:
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         raise DiskFull(
-            f"no room for {path}: {str(error).splitlines()[0]}; {free:,.0f} MB are free there."
+            f"no room for {path}: {first_line(error)}; {free:,.0f} MB are free there."
             " Files written before are intact: make room, and start the same command again to"
             " resume"
         ) from None

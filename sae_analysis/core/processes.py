@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Callable, TypeVar
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 # %% auto #0
 __all__ = ['Work', 'ProcessLost', 'Processes', 'join_processes', 'rank_device']
@@ -77,7 +77,7 @@ class Processes:
         try:
             operation(distributed)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)[:200]
             raise ProcessLost(
                 f"another process of this run has stopped ({reason}); saved files are intact:"
                 " start the same command again to resume"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ['MOST_LISTED', 'SORT_BY', 'find_features', 'feature_row', 'FeatureExplorer']
 
 # %% ../../nbs/explorer/06_feature_explorer.ipynb #367766d9
-MOST_LISTED = 500
+MOST_LISTED = 500  # rows that the list shows at most
 
 
 def find_features(
@@ -38,19 +38,22 @@ def find_features(
 ) -> pd.DataFrame:
     """The rows whose label, firing tokens or number match `search`, highest `by` first.
 
-    Sorted by `feature_id`, the lowest comes first.
+    Sorted by `feature_id`, the lowest comes first. Raises `InputError` for an unknown column.
     """
-    order = [by, "feature_id"]
-    ranked = features.find(search).sort_values(order, ascending=[by == "feature_id", True])
-    return ranked.head(most)
+    ranked = features.sort_values(by, ascending=by == "feature_id")
+    is_match = ranked.feature_id.isin(features.find(search).feature_id)
+    return ranked[is_match].head(most)
 
 # %% ../../nbs/explorer/06_feature_explorer.ipynb #255d02f9
 def feature_row(row: Any) -> str:
-    """One row of the list in columns: number, density, maximum, bits, label accuracy, label."""
+    """One row of the list in columns: id, density, maximum, score in bits, detection, label.
+
+    `row` is from `find_features(...).itertuples()`; `detection` is the label's accuracy.
+    """
     label = "dead" if row.dead else row.label.replace("\n", "⏎")
     accuracy = "   –" if pd.isna(row.detection) else f"{row.detection:4.0%}"
     columns = (
-        f"{row.feature_id:>6} {row.density:>7.2%} {row.top_activation:>7.3g} {row.score:>4.1f}"
+        f"{row.feature_id:>6} {row.density:>7.2%} {row.top_activation:>8.3g} {row.score:>4.1f}"
         f" {accuracy}  {label[:48]}"
     )
     return columns.replace(" ", "\u00a0")
@@ -60,7 +63,7 @@ SORT_BY = ["score", "density", "top_activation", "detection", "feature_id"]
 
 
 class FeatureExplorer(Explorer):
-    """Looks through interpreted features: a table to search and sort, and one dashboard.
+    """An explorer of interpreted features: a table to search and sort beside one dashboard.
 
     `features` is what `interpret` returns, or `Features.load(path)`. Raises `InputError` for
     anything else, and `IndexError` if `feature_id`, the feature to open first, does not exist.
@@ -73,7 +76,7 @@ class FeatureExplorer(Explorer):
         'features.html'
     """
 
-    HEAD = f"{'id':>6} {'density':>7} {'max':>7} {'bits':>4} {'right':>5} label"
+    HEAD = f"{'id':>6} {'density':>7} {'max':>8} {'bits':>4} {'test':>5} label"
 
     def __init__(self, features: Features, feature_id: int | None = None):
         if not isinstance(features, Features):
@@ -82,7 +85,7 @@ class FeatureExplorer(Explorer):
                 f" {type(features).__name__}"
             )
         if not len(features):
-            raise InputError("there are no features to look at")
+            raise InputError("there are no features to show; run `interpret` on an SAE first")
         self.features = features
         if feature_id is None:
             best = features.best(1)
@@ -102,7 +105,7 @@ class FeatureExplorer(Explorer):
     def to_html(
         self, path: str | Path, feature_ids: Sequence[int] | None = None, title: str | None = None
     ) -> Path:
-        """Write a self-contained page of these features, or of the thousand of best score."""
+        """Write a self-contained page of these features, or of the 1,000 of highest score."""
         if feature_ids is None:
             feature_ids = find_features(self.features, most=1000).feature_id.tolist()
         if title is None:
@@ -112,11 +115,11 @@ class FeatureExplorer(Explorer):
 
     def open(self, feature_id: int) -> None:
         """Show a feature."""
-        _ = self.widget  # so that there are widgets to show it in
+        _ = self.widget  # builds the widgets on first use
         self._open(feature_id)
 
     def step(self, by: int) -> None:
-        """Step forward or back in the list; from a feature outside it, to its first row."""
+        """Move the selection `by` rows; from a feature that is not listed, to the first row."""
         listed = self._listed()
         if by and listed:
             place = min(max(self._place() + by, 0), len(listed) - 1)
@@ -153,7 +156,7 @@ class FeatureExplorer(Explorer):
         import ipywidgets
 
         self.search = ipywidgets.Text(
-            placeholder="search labels",
+            placeholder="label, token or number",
             continuous_update=False,
             layout=ipywidgets.Layout(width="12rem"),
         )
@@ -226,7 +229,7 @@ class FeatureExplorer(Explorer):
         self.neighbours.children = [self._neighbour_button(feature) for feature in near]
 
     def _point(self) -> None:
-        """Make list and fields point at the open feature; a list without it has none chosen."""
+        """Select the open feature in list and fields; nothing is selected if it is not listed."""
         place = self._place()
         self._updating = True
         try:

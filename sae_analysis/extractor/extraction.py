@@ -60,8 +60,8 @@ def _check_finite(
     if len(names) > 3:
         listed += f" and {len(names) - 3} more"
     raise InputError(
-        f"layer {layer}: {int(bad.sum())} rows are NaN or infinite, in document {listed}; try dtype"
-        " float32, or leave these documents out"
+        f"layer {layer}: {int(bad.sum())} rows are NaN or infinite, in document {listed}; load"
+        " the model in float32, or leave these documents out"
     )
 
 # %% ../../nbs/extractor/02_extraction.ipynb #8052cc01
@@ -113,6 +113,7 @@ class ShardReader:
 # %% ../../nbs/extractor/02_extraction.ipynb #3f3f22ab
 def shard_windows(model: LanguageModel, context: int) -> int:
     """How many windows of `context` tokens make a shard."""
+    # 2**29 bf16 values are 1 GB; all layers are counted, so that any layer can join later.
     tokens = min(32_768, 2**29 // (model.d_model * model.n_layers))
     return max(1, tokens // context)
 
@@ -152,7 +153,7 @@ def is_incomplete(folder: ShardFolder, num_tokens: int) -> bool:
 
 
 def missing_bytes(folders: Folders, num_tokens: int, d_model: int, dtype: torch.dtype) -> int:
-    """What a run will still write if the corpus is long enough: rows, and their norms in fp32."""
+    """Bytes that a run has still to write, if the corpus is long enough: rows and fp32 norms."""
     rows = 0
     for layer, folder in folders.items():
         if layer is not None and is_incomplete(folder, num_tokens):
@@ -268,6 +269,7 @@ def _write_run(
         writer = _Writer(pool)
         for task, lacking in _tasks(prefetch(shards), folders, config.num_tokens):
             names += task.shard.documents
+            # All processes see the same shards, so counting the missing ones gives each its turn.
             is_mine = bool(lacking) and turn % processes.world == processes.rank
             turn += bool(lacking)
             if not is_mine:
@@ -283,8 +285,8 @@ def _write_run(
 def _tasks(
     shards: Iterator[TokenShard], folders: Folders, num_tokens: int
 ) -> Iterator[tuple[_Task, list[int | None]]]:
-    """Each shard as a task, and the folders that lack it."""
-    rows = 0
+    """Each shard as a task, and the folders (by layer; None is the token table) that lack it."""
+    rows = 0  # of all shards before this one
     for number, shard in enumerate(shards):
         wanted = min(shard.rows, num_tokens - rows)
         lacking = []
@@ -303,7 +305,8 @@ def norm_summary(norms: Tensor, bins: int = 40) -> dict[str, Any]:
 
     Bins are evenly spaced in the logarithm.
     """
-    # At most a million rows, evenly spaced; float32 could not count beyond 2^24.
+    # At most a million rows, evenly spaced: torch.quantile refuses more than 16 million values.
+    # NumPy spaces the indices in float64; float32 is not exact above 2^24.
     picks = np.linspace(0, len(norms) - 1, min(len(norms), 1_000_000)).astype(np.int64)
     levels = {"min": 0.0, "p1": 0.01, "median": 0.5, "p99": 0.99, "max": 1.0}
     quantiles = torch.quantile(norms[torch.from_numpy(picks)], torch.tensor(list(levels.values())))
@@ -332,13 +335,13 @@ def _position_summary(folder: ShardFolder) -> dict[str, Any]:
     others = positions - windows - folder.rows
     masked = {
         "position 0 of a window": windows,
-        "special tokens, separators and filling": others,
+        "special tokens, separators and padding": others,
     }
     return {"positions": positions, "masked": masked}
 
 
 def _finish(folders: Folders, num_tokens: int) -> None:
-    """Notes in the manifests whether the corpus has ended, and statistics of rows."""
+    """Records in the manifests whether the corpus has ended, and statistics of the rows."""
     for layer, folder in folders.items():
         facts: dict[str, Any] = {"corpus_ended": folder.rows < num_tokens}
         if folder.rows and layer is None:
@@ -357,8 +360,8 @@ def check_length(rows: int, num_tokens: int, strict: bool) -> None:
         return
     if not rows:
         raise InputError(
-            "the corpus gave no text at all: is it empty, or is all of it held out?"
-            " corpus.everything() leaves nothing out"
+            "the corpus gave no text at all: it is empty, or all of it is held out; pass"
+            " corpus.everything() to extract from the held-out documents too"
         )
     message = f"the corpus ended after {rows:,} of {num_tokens:,} tokens; they are kept"
     if strict:
@@ -367,11 +370,12 @@ def check_length(rows: int, num_tokens: int, strict: bool) -> None:
 
 
 def _warn_of_disk(needed: int, out: Path) -> None:
-    """Says when the disk will be full before the run has ended."""
+    """Warns if the disk will fill up before the run has ended."""
     free = free_bytes(out)
     if needed > free:
         log.warning(
-            "this run writes %.1f GB if the corpus is long enough, and %.1f GB are free at %s",
+            "this run may write %.1f GB, and %.1f GB are free at %s; free some space, choose"
+            " another `out`, or lower num_tokens",
             needed / 1e9,
             free / 1e9,
             out,
@@ -421,8 +425,10 @@ def extract(
     if num_tokens is not None:
         options["num_tokens"] = num_tokens
     config = with_options(config or ExtractConfig(), options)
-    layers = model.check_layers([layers] if isinstance(layers, int) else layers)
+    chosen = [layers] if isinstance(layers, (int, np.integer)) else list(layers)
+    layers = model.check_layers(chosen)
     folder = writable_folder(out)
+    # A process that has no shard left waits for the slowest, so the usual 30 minutes are too few.
     processes = join_processes(model.device.type, minutes=24 * 60)
     identity = run_identity(model, corpus, config)
     folders = processes.first_then_others(
@@ -453,7 +459,7 @@ def _open_stores(
 
 # %% ../../nbs/extractor/02_extraction.ipynb #6b80e69f
 class HiddenStateExtractor:
-    """The guide's front: activations below `{cache_dir}/hidden_states/layer_{L}_states`.
+    """The training guide's extractor: writes `{cache_dir}/hidden_states/layer_{L}_states`.
 
     Example:
 

@@ -31,7 +31,7 @@ def _shard_name(number: int) -> str:
 
 
 class ShardFolder:
-    """A folder of safetensors shards and the manifest that vouches for them."""
+    """A folder of safetensors shards, and the manifest that lists them with their checksums."""
 
     def __init__(self, path: str | Path):
         self.path = as_path(path)
@@ -57,7 +57,9 @@ class ShardFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is damaged ({error}); extract this layer again") from None
+            raise InputError(
+                f"{path} is damaged ({error}); delete {self.path} and extract this layer again"
+            ) from None
 
     def _write_manifest(self) -> None:
         write_json(self.path / "manifest.json", self.manifest)
@@ -127,7 +129,7 @@ class ShardFolder:
     def drop_partial(self) -> None:
         """Drops a last shard that was cut short: a longer run writes it again.
 
-        What the manifest says of the run as a whole goes with it.
+        The summaries of the whole run (norms, masked positions) are dropped from the manifest too.
         """
         for number, entry in list(self.noted.items()):
             if entry.get("partial"):
@@ -147,7 +149,7 @@ class ShardFolder:
         self._write_manifest()
 
     def read(self, name: str) -> list[Tensor]:
-        """The tensor called `name` of every shard: memory-mapped, or fetched from far away.
+        """The tensor called `name` of every shard: memory-mapped, or copied from an object store.
 
         Raises `InputError` when a shard is missing or damaged.
         """
@@ -162,10 +164,12 @@ class ShardFolder:
             with safe_open(file, "pt") as opened:
                 return opened.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} cannot be read ({error}); extract this layer again") from None
+            raise InputError(
+                f"{file} cannot be read ({error}); delete {self.path} and extract this layer again"
+            ) from None
 
     def states(self) -> list[Any]:
-        """The rows of every shard: memory-mapped, or fetched from far away when they are read."""
+        """The rows of every shard: memory-mapped, or copied from an object store when read."""
         if not is_remote(self.path):
             return self.read("hidden_states")
         dtype = getattr(torch, self.manifest["dtype"])
@@ -225,7 +229,10 @@ class TokenTable:
         return self.document.numpy().ravel()[self.where]
 
     def in_validation(self, share: float) -> np.ndarray:
-        """For each row whether its document belongs to the validation part, `[rows]`."""
+        """For each row whether its document belongs to the validation part, `[rows]`.
+
+        `share` is the expected share of documents, between 0 and 1.
+        """
         fractions = [hash_fraction("validation:" + name) for name in self.document_ids]
         chosen = np.array([fraction < share for fraction in fractions] or [False])
         return chosen[self.row_document]
@@ -255,11 +262,14 @@ def read_tokens(path: str | Path) -> TokenTable:
 
 # %% ../../nbs/extractor/00_store.ipynb #645ade33
 class RowStore:
-    """Rows `[rows, d_model]` of one layer, by index. Subclasses define what raises `TypeError`."""
+    """Rows `[rows, d_model]` of one layer, by index.
 
-    layer: int | None
-    tokens: TokenTable | None
-    manifest: dict[str, Any]
+    Subclasses must override every member that raises `TypeError` here.
+    """
+
+    layer: int | None  # None where it is not known
+    tokens: TokenTable | None  # where the rows came from; None where it is not known
+    manifest: dict[str, Any]  # what the extractor recorded: model, revision, corpus, ...
     path: Any  # where the rows lie, for messages
 
     def __len__(self) -> int:
@@ -290,7 +300,7 @@ class RowStore:
 
     @property
     def digest(self) -> str:
-        """A short text that changes when the rows do."""
+        """A hash that changes when the rows do; a run resumes only on rows with the same one."""
         raise TypeError(f"{type(self).__name__} must define digest")
 
     def announce(self, indices: np.ndarray) -> None:
@@ -300,13 +310,16 @@ class RowStore:
         """Makes sure that the norms of these rows are known."""
 
     def measure(self, indices: np.ndarray) -> np.ndarray:
-        """The rows by which the store is judged; here all of them."""
+        """Makes norms known, and says for which rows, `[rows]`: `indices`, or all if cheap.
+
+        A store on disk knows the norms of all its rows; a live one computes and keeps `indices`.
+        """
         return np.arange(len(self))
 
     def in_validation(self, share: float) -> np.ndarray:
         """For each row whether it is kept for validation, `[rows]`.
 
-        Whole documents are, or blocks of 1,024 rows where documents are not known.
+        Whole documents are held out, or blocks of 1,024 rows where documents are not known.
         """
         if self.tokens is not None:
             held = self.tokens.in_validation(share)[: len(self)]
@@ -342,7 +355,11 @@ class ActivationStore(RowStore):
         norms: Sequence[Tensor] | None = None,  # [rows] for each part; None: computed when needed
     ):
         if len({part.shape[1] for part in parts}) != 1:
-            raise InputError(f"{path}: shards of different widths")
+            widths = sorted({part.shape[1] for part in parts})
+            raise InputError(
+                f"{path or 'memory'}: shards of different widths {widths}; all parts must be"
+                " [rows, d_model] with one d_model, and there must be at least one part"
+            )
         self.parts = list(parts)
         self.layer = layer
         self.tokens = tokens
@@ -353,8 +370,8 @@ class ActivationStore(RowStore):
         # A table may be longer than this layer, when another layer has more rows.
         if tokens is not None and len(tokens) < len(self):
             raise InputError(
-                f"{path} has {len(self)} rows, but its token table has {len(tokens)}; extract this"
-                " layer again"
+                f"{path or 'memory'} has {len(self)} rows, but its token table has {len(tokens)};"
+                " extract this layer again"
             )
 
     def __len__(self) -> int:
@@ -483,7 +500,7 @@ def _open_file(path: Path) -> ActivationStore:
 def open_store(path: str | Path) -> ActivationStore:
     """The activations at `path`: a store's folder, a `.safetensors` file, or a `.pt` file.
 
-    Raises `InputError` when nothing is there, or it is damaged or something else.
+    Raises `InputError` when nothing is there, when it is damaged, or when it holds no activations.
 
     Example:
 
@@ -492,11 +509,11 @@ def open_store(path: str | Path) -> ActivationStore:
         >>> store.layer, store.d_model
         (2, 256)
     """
-    found = _find_activations(path)
-    if found.is_dir():
-        return _open_folder(found)
-    if is_remote(found):
+    location = _find_activations(path)
+    if location.is_dir():
+        return _open_folder(location)
+    if is_remote(location):
         raise InputError(
-            f"{found} is a single file; copy it to this machine, or extract to a folder there"
+            f"{location} is a single file; copy it to this machine, or extract to a folder there"
         )
-    return _open_file(found)
+    return _open_file(location)

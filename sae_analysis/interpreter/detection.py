@@ -104,7 +104,7 @@ def balanced_accuracy(fires: Sequence[bool], answers: Sequence[bool]) -> Interva
 
 # %% ../../nbs/interpreter/06_detection.ipynb #0a14b034
 MIN_EXCERPTS = 8  # of each kind, below which there is no verdict
-GOOD_ACCURACY = 0.65  # the balanced accuracy that a description must be able to have
+GOOD_ACCURACY = 0.65  # a description whose interval ends below this is contradicted
 
 
 def verdict_of(detection: Interval, fires: Sequence[bool], is_judged: bool = True) -> str:

@@ -50,10 +50,10 @@ from ..saes.formats import load_sae
 from ..saes.sae import SAE
 
 # %% auto #0
-__all__ = ['Neighbours', 'DENSE', 'TWIN', 'COLUMNS', 'Source', 'MANY_OPERATIONS', 'VERDICTS', 'TEST_COLUMNS', 'EvidenceReader',
-           'feature_facts', 'context_of', 'feature_evidence', 'feature_table', 'Features', 'interpret',
-           'test_descriptions', 'explain_features', 'analyze_sae', 'print_feature_summary', 'identify_dead_features',
-           'get_feature_statistics']
+__all__ = ['Neighbours', 'DENSE', 'BEST_MIN_FIRINGS', 'BEST_DENSITY', 'TWIN', 'FEATURE_COLUMNS', 'RowSource', 'MANY_OPERATIONS',
+           'VERDICTS', 'TEST_COLUMNS', 'EvidenceReader', 'feature_facts', 'context_of', 'feature_evidence',
+           'feature_table', 'Features', 'interpret', 'test_descriptions', 'explain_features', 'analyze_sae',
+           'print_feature_summary', 'identify_dead_features', 'get_feature_statistics']
 
 # %% ../../nbs/interpreter/09_features.ipynb #52d4fdd9
 Neighbours = tuple[Tensor, Tensor]  # ids and similarities, both [d_hidden, n]
@@ -61,17 +61,21 @@ Neighbours = tuple[Tensor, Tensor]  # ids and similarities, both [d_hidden, n]
 
 @dataclass
 class EvidenceReader:
-    """Evidence with what is needed to read it."""
+    """Evidence, with what turns it into tables: token texts, neighbours, logit effects."""
 
     evidence: Evidence
-    text_of: TokenTexts
+    text_of: TokenTexts  # from token ids to texts
     near: Neighbours | None = None  # by decoder cosine
     effects: LogitEffects | None = None  # of all features
     twins: Tensor | None = None  # [d_hidden] the feature that each duplicates; -1 for none
 
     @cached_property
     def tables(self) -> dict[str, TokenStats]:
-        """The tokens that features fire on, behind (after) and before."""
+        """Token statistics of three positions.
+
+        `on` is the firing token itself; `behind` is the token before it (the feature fires behind
+        that token), and `before` is the token after it.
+        """
         evidence = self.evidence
         return {
             "on": token_stats(evidence.fires_on, evidence),
@@ -85,13 +89,18 @@ class EvidenceReader:
         return jaccard_neighbours(self.evidence.cofiring())
 
     def tokens(self, name: str, feature: int, most: int = 20) -> list[list[Any]]:
-        """`[text, count, lift]` of the tokens that tell most about a feature."""
+        """`[text, count, lift]` of the tokens most typical of a feature, for `name` in `tables`.
+
+        `lift` is how many times more frequent the token is there than in all text.
+        """
         stats = self.tables[name].of(feature)[:most]
         texts = self.text_of([token for token, _, _ in stats])
         return [[text, count, round(lift, 2)] for text, (_, count, lift) in zip(texts, stats)]
 
 # %% ../../nbs/interpreter/09_features.ipynb #377456c3
 DENSE = 0.1  # share of tokens above which a feature is dense
+BEST_MIN_FIRINGS = 30  # activations below which a feature is too rare for `best`
+BEST_DENSITY = 0.05  # share of tokens from which on it is too dense for it
 TWIN = 0.9  # cosine and Jaccard index above which two features are duplicates
 
 
@@ -159,7 +168,7 @@ def context_of(
 
 
 def _deciles(reader: EvidenceReader, feature: int, each: int) -> list[list[dict[str, Any]]]:
-    """`each` contexts of the sample from each tenth of a feature's activations, weakest first.
+    """Sampled contexts by tenths of a feature's activations, weakest tenth first; `each` of each.
 
     Empty if it fired fewer than ten times.
     """
@@ -178,7 +187,7 @@ def _deciles(reader: EvidenceReader, feature: int, each: int) -> list[list[dict[
 def feature_evidence(reader: EvidenceReader, feature: int, each_decile: int = 2) -> dict[str, Any]:
     """Contexts, tokens, histogram and neighbours of one feature.
 
-    Empty for a dead feature.
+    Empty for a dead feature; lists are empty for one that fires on held-out documents alone.
     """
     evidence = reader.evidence
     if not int(evidence.active[feature]):
@@ -193,8 +202,8 @@ def feature_evidence(reader: EvidenceReader, feature: int, each_decile: int = 2)
         "deciles": _deciles(reader, feature, each_decile),
         "histogram": _histogram(evidence, feature),
         "firing_tokens": reader.tokens("on", feature),
-        "tokens_before": reader.tokens("behind", feature, 10),
-        "tokens_after": reader.tokens("before", feature, 10),
+        "tokens_before": reader.tokens("behind", feature, 10),  # it fires behind these
+        "tokens_after": reader.tokens("before", feature, 10),  # it fires before these
         **_effects_on_tokens(reader, feature),
         "neighbours": _neighbours(reader, feature),
     }
@@ -248,14 +257,14 @@ def _neighbours(reader: EvidenceReader, feature: int) -> dict[str, list[list[Any
     return listed
 
 # %% ../../nbs/interpreter/09_features.ipynb #7432d73c
-COLUMNS = {
+FEATURE_COLUMNS = {
     "feature_id": "int64",
     "label": "str",
-    "score": "float64",
-    "density": "float64",
+    "score": "float64",  # bits that firing tells about the token, shrunk for rare features
+    "density": "float64",  # share of tokens on which it fires
     "top_activation": "float64",
-    "mean_activation": "float64",
-    "num_activations": "int64",
+    "mean_activation": "float64",  # over the tokens on which it fires
+    "num_activations": "int64",  # tokens on which it fires
 }
 
 
@@ -263,9 +272,9 @@ def feature_table(facts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row a feature, from what `feature_facts` gives of each."""
     rows = []
     for entry in facts:
-        rows.append([entry.get(column, 0) for column in COLUMNS])
-    numbers = {column: kind for column, kind in COLUMNS.items() if kind != "str"}
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(numbers)
+        rows.append([entry.get(column, 0) for column in FEATURE_COLUMNS])
+    numbers = {column: kind for column, kind in FEATURE_COLUMNS.items() if kind != "str"}
+    table = pd.DataFrame(rows, columns=list(FEATURE_COLUMNS)).astype(numbers)
     tests = [entry.get("label_test") or {} for entry in facts]
     twins = [entry.get("duplicate_of") for entry in facts]
     return table.assign(
@@ -300,7 +309,7 @@ class Features:
     def __init__(
         self,
         entries: Sequence[dict[str, Any]],  # figures of each feature
-        evidence_of: Callable[[int], dict[str, Any]],  # what else is known of one
+        evidence_of: Callable[[int], dict[str, Any]],  # the evidence of one feature, by its id
         facts: dict[str, Any],  # layer, model, tokens
         reading: EvidenceReader | None = None,  # None for features from a file
     ):
@@ -325,11 +334,14 @@ class Features:
 
     @property
     def interpretations(self) -> Features:
-        """The features themselves, which are a sequence of dictionaries."""
+        """These features, under the name that the training guide uses."""
         return self
 
     def sort_values(self, by: str, ascending: bool = False) -> pd.DataFrame:
-        """The table, best first. Raises `InputError` for a column that it lacks."""
+        """The table sorted by a column, highest first unless `ascending`.
+
+        Raises `InputError` for a column that it lacks.
+        """
         if by not in self.table:
             raise InputError(f"features have no {by!r}; they have {', '.join(self.table.columns)}")
         return self.table.sort_values([by, "feature_id"], ascending=[ascending, True])
@@ -349,23 +361,24 @@ class Features:
         for feature, entry in enumerate(self.entries):
             stats = entry.get("firing_tokens")
             if not stats and self.reading is not None:
-                stats = self.reading.tokens("on", feature, 8)
+                stats = self.reading.tokens("on", feature)
             tokens = [token for token, *_ in stats or []]
             words.append(" ".join([entry["label"], *tokens]).lower())
         return words
 
     def best(self, count: int = 10) -> list[dict[str, Any]]:
-        """The best-evidenced features, highest score first."""
+        """The best-evidenced features: supported labels first, then by score.
+
+        Where there are fewer than `count` of them, features with other verdicts follow, and after
+        these the rare and the dense ones; dead features never do.
+        """
         table = self.table
-        fires_often = (table.num_activations >= 30) & (table.density < 0.05)
-        choices = [
-            table[fires_often & (table.verdict == "supported")],
-            table[fires_often],
-            table[~table.dead],
-        ]
-        enough = [choice for choice in choices if len(choice) >= count]
-        choice = enough[0] if enough else choices[-1]
-        ranked = choice.sort_values(["score", "feature_id"], ascending=[False, True])
+        fires_often = (table.num_activations >= BEST_MIN_FIRINGS) & (table.density < BEST_DENSITY)
+        is_supported = fires_often & (table.verdict == "supported")
+        tier = np.select([is_supported, fires_often], [0, 1], 2)
+        ranked = table.assign(tier=tier)[~table.dead].sort_values(
+            ["tier", "score", "feature_id"], ascending=[True, False, True]
+        )
         return [self[int(feature)] for feature in ranked.feature_id.head(count)]
 
     def save(self, path: str | Path) -> Path:
@@ -429,23 +442,23 @@ def _is_entry(value: Any) -> bool:
     return {"active", "label"} <= value.keys()
 
 # %% ../../nbs/interpreter/09_features.ipynb #c1113b0c
-Source = Iterable[str | Document] | RowStore  # texts, or the rows of one layer in a store
+RowSource = Iterable[str | Document] | RowStore  # texts, or the rows of one layer in a store
 
 
-def _layer_of(source: Source, layer: int | None) -> int:
+def _layer_of(source: RowSource, layer: int | None) -> int:
     """The layer to read; raises `InputError` if it is not given and the source has none."""
     if isinstance(source, dict):
         raise InputError("give one layer's store, as in stores[2], not all that `extract` returned")
     if layer is None and isinstance(source, RowStore):
         layer = source.layer
     if layer is None:
-        raise InputError("say which layer's residual stream the texts are to be read at: layer=...")
-    if not isinstance(layer, int):
+        raise InputError("texts were given without a layer; say which layer to read: layer=2")
+    if not isinstance(layer, (int, np.integer)):
         raise InputError(f"layer is {layer!r}; it must be a whole number")
-    return layer
+    return int(layer)
 
 
-def _check_fit(sae: SAE, model: LanguageModel, source: Source, layer: int) -> None:
+def _check_fit(sae: SAE, model: LanguageModel, source: RowSource, layer: int) -> None:
     """Raise `InputError` if SAE, model and source do not belong together."""
     sae.check_layer(layer)
     width = model.d_model if not isinstance(source, RowStore) else source.d_model
@@ -462,11 +475,12 @@ def _check_fit(sae: SAE, model: LanguageModel, source: Source, layer: int) -> No
             )
     if sae.config.d_model != width:
         raise InputError(
-            f"the SAE reads width {sae.config.d_model}, but {origin} has width {width}"
+            f"the SAE reads width {sae.config.d_model}, but {origin} has width {width}; use the"
+            " model that the SAE was trained on"
         )
 
 # %% ../../nbs/interpreter/09_features.ipynb #2b50627b
-MANY_OPERATIONS = 3e12  # about a minute on a CPU
+MANY_OPERATIONS = 3e12  # floating-point; a minute at 50 GFLOP/s
 
 
 def _effects(sae: SAE, model: LanguageModel, wanted: bool | None) -> LogitEffects | None:
@@ -491,8 +505,8 @@ def _effects(sae: SAE, model: LanguageModel, wanted: bool | None) -> LogitEffect
         return None
 
 # %% ../../nbs/interpreter/09_features.ipynb #9ac57a3c
-def _with_fingerprint(source: Source) -> tuple[Source, Any]:
-    """The source as something that can be read again, and what tells it from others."""
+def _with_fingerprint(source: RowSource) -> tuple[RowSource, Any]:
+    """The source, as something that can be read again, and its fingerprint."""
     if isinstance(source, RowStore):
         return source, source.digest
     corpus = source if isinstance(source, Corpus) else list(as_documents(source))
@@ -502,7 +516,7 @@ def _with_fingerprint(source: Source) -> tuple[Source, Any]:
 def _identity(
     sae: SAE, model: LanguageModel, layer: int, fingerprint: Any, max_tokens: int | None
 ) -> dict[str, Any]:
-    """What a snapshot of a pass is evidence of."""
+    """What must agree for a snapshot to be resumed."""
     revision = getattr(model, "revision", "")
     dtype = str(getattr(model, "dtype", ""))
     return {
@@ -519,10 +533,10 @@ def _identity(
 def interpret(
     sae: SAE,
     model: LanguageModel,
-    source: Source,  # texts, or a layer's rows in a store: then the model is not run
+    source: RowSource,  # texts, or a layer's rows in a store: then the model is not run
     layer: int | None = None,  # None: the store's
     config: EvidenceConfig | None = None,  # how much evidence is kept
-    max_tokens: int | None = None,  # end after about so many; None: read everything
+    max_tokens: int | None = None,  # stop after about this many tokens; None: read everything
     logits: bool | None = None,  # promoted tokens; None: if they take less than about a minute
     snapshot: str | Path | None = None,  # a file from which an interrupted pass resumes
 ) -> Features:
@@ -589,9 +603,9 @@ def _check_max_tokens(max_tokens: int | None) -> None:
 
 
 def _batches(
-    sae: SAE, model: LanguageModel, source: Source, layer: int, max_tokens: int | None
+    sae: SAE, model: LanguageModel, source: RowSource, layer: int, max_tokens: int | None
 ) -> Callable[..., Any]:
-    """A function that gives the source's batches of rows, from after some pieces."""
+    """A function of `skip` that yields the source's batches, without its first `skip` pieces."""
     if isinstance(source, RowStore):
         return partial(rows_from_store, source, norm_limit=sae.norm_limit)
     return partial(
@@ -611,7 +625,7 @@ def _check_evidence(evidence: Evidence) -> None:
         return
     if evidence.held_tokens:
         raise InputError(
-            "all documents are among those held out for testing descriptions; give more of them, or"
+            "all documents are held out for testing descriptions; give more documents, or"
             " config=EvidenceConfig(held_out=0)"
         )
     raise InputError(
@@ -652,7 +666,7 @@ TEST_COLUMNS = [
 def test_descriptions(
     features: Features,
     descriptions: dict[int, str] | str | Path | pd.DataFrame,  # by feature, or a file of them
-    ask: Ask | None = None,  # a language model that reads them; None: they are read by their words
+    ask: Ask | None = None,  # an LLM that predicts from them; None: keywords in them predict
 ) -> pd.DataFrame:
     """Test descriptions by detection and fuzzing on held-out documents, the contradicted first.
 
@@ -728,7 +742,7 @@ def explain_features(
     Example:
 
         >>> import sae_analysis as sa
-        >>> def ask(prompt):  # in truth a call to a language model
+        >>> def ask(prompt):  # in practice a call to a language model
         ...     return "nouns"
         >>> sa.explain_features(features, ask, ids=[0, 1])
         {0: 'nouns', 1: 'nouns'}
@@ -857,12 +871,16 @@ def identify_dead_features(interpretations: Features | Iterable[dict[str, Any]])
 def get_feature_statistics(
     interpretations: Features | Iterable[dict[str, Any]],
 ) -> dict[str, float]:
-    """How many features are active and dead, and means over the active ones."""
+    """How many features are active and dead, and means over those with evidence.
+
+    A feature that fires on held-out documents alone is active, but has no figures to average.
+    """
     entries = _entries(interpretations)
     active = [entry for entry in entries if entry["active"]]
+    measured = [entry for entry in active if entry["num_activations"]]
 
     def mean(key: str) -> float:
-        return float(np.mean([entry[key] for entry in active])) if active else 0.0
+        return float(np.mean([entry[key] for entry in measured])) if measured else 0.0
 
     return {
         "num_features": len(entries),

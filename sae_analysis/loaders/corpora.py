@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, is_network_error, log
 from ..core.statistics import hash_fraction
-from .documents import Corpus, Document, files_version, read_table
+from sae_analysis.loaders.documents import (
+    TABLE_KINDS,
+    Corpus,
+    Document,
+    files_version,
+    read_table,
+)
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -30,6 +36,9 @@ __all__ = ['ROWS_BETWEEN_STATES', 'WIKIPEDIA_DATES', 'WIKIPEDIA_SCRIPT_DATES', '
 class TextCorpus(Corpus):
     """Documents from strings, from a `.txt`, `.jsonl` or `.parquet` file, or from a folder of them.
 
+    A table has one document a row. A single `.txt` file has one a paragraph; in a folder, each
+    `.txt` file is one document.
+
     Raises `InputError` if there is no such file, or a table lacks the column.
 
     Example:
@@ -41,13 +50,13 @@ class TextCorpus(Corpus):
         260
     """
 
-    KINDS = (".txt", ".jsonl", ".parquet")
+    FOLDER_KINDS = (".txt", ".jsonl", ".parquet")  # read from a folder
 
     def __init__(
         self,
         source: str | Path | Iterable[str],  # a path, or texts
         column: str = "text",  # of a table: the column or key that holds the text
-        heldout_share: float = 0.05,
+        heldout_share: float = 0.05,  # share of documents held out, by a hash of their names
     ):
         self.column = column
         self.heldout_share = heldout_share
@@ -60,15 +69,19 @@ class TextCorpus(Corpus):
 
     def _check_source(self, source: Path) -> None:
         """Raise if there is nothing at the path; warn of files that are not read."""
-        kinds = ", ".join(self.KINDS)
+        kinds = ", ".join(self.FOLDER_KINDS)
         if not source.exists():
             raise InputError(
                 f"there is no text at {source}; give a list of strings, or a {kinds} file or a"
                 " folder of them"
             )
         if not source.is_dir():
+            if source.suffix != ".txt" and source.suffix not in TABLE_KINDS:
+                readable = ", ".join([".txt", *TABLE_KINDS])
+                raise InputError(f"{source} cannot be read as text; convert it to {readable}")
             return
-        others = [file.name for file in _files_below(source) if file.suffix not in self.KINDS]
+        files = _files_below(source)
+        others = [file.name for file in files if file.suffix not in self.FOLDER_KINDS]
         if others:
             more = f" and {len(others) - 5} more" if len(others) > 5 else ""
             listed = ", ".join(others[:5]) + more
@@ -80,7 +93,7 @@ class TextCorpus(Corpus):
             return []
         if not self.source.is_dir():
             return [self.source]
-        return [file for file in _files_below(self.source) if file.suffix in self.KINDS]
+        return [file for file in _files_below(self.source) if file.suffix in self.FOLDER_KINDS]
 
     def all_documents(self) -> Iterator[Document]:
         if isinstance(self.source, list):
@@ -142,7 +155,7 @@ def _documents_in_table(file: Path, name: str, column: str) -> Iterator[Document
 
 # %% ../../nbs/loaders/01_corpora.ipynb #a24124d1
 def fingerprint_of(source: Corpus | Sequence[Document]) -> dict[str, Any]:
-    """What tells a corpus or a list of documents from others: texts, and names."""
+    """The fingerprint of a corpus or a list of documents: hashes of its texts and names."""
     if isinstance(source, Corpus):
         return source.fingerprint()
     texts = TextCorpus([document.text for document in source])
@@ -155,10 +168,10 @@ ROWS_BETWEEN_STATES = 1000
 
 def reconnecting(
     stream: IterableDataset,
-    tries: int = 6,  # how often to reconnect without getting any further
+    tries: int = 6,  # reconnections in a row without a new row
     pause: float = 10.0,  # seconds before the first try; each pause is twice the one before
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a stream, which is opened again where it broke off when the network fails.
+    """The rows of a stream, reopened where it stopped whenever the network fails.
 
     Raises `InputError` if the network keeps failing.
     """
@@ -184,7 +197,7 @@ def reconnecting(
 
 
 def _stream_at(stream: IterableDataset, state: dict[str, Any] | None) -> IterableDataset:
-    """A stream of its own at a state: a stream remembers its position, and others read this one."""
+    """A copy of the stream at a saved state; a copy, since a stream keeps its own position."""
     reading = copy.deepcopy(stream)
     if state is not None:
         reading.load_state_dict(state)
@@ -194,10 +207,10 @@ def _stream_at(stream: IterableDataset, state: dict[str, Any] | None) -> Iterabl
 def _wait_to_reconnect(error: Exception, failures: int, tries: int, pause: float) -> None:
     reason = type(error).__name__
     if failures > tries:
-        message = str(error).splitlines()[0][:200]
+        message = str(error).partition("\n")[0][:200]
         raise InputError(
-            f"the network keeps failing ({reason}: {message}); what was read is kept. Run the same"
-            " command again later to resume"
+            f"the network keeps failing ({reason}: {message}). Check the connection and run the"
+            " same command again: a run that writes to disk resumes"
         ) from error
     seconds = pause * 2 ** (failures - 1)
     log.warning("the stream broke off (%s); reconnecting in %.0f seconds", reason, seconds)
@@ -205,7 +218,12 @@ def _wait_to_reconnect(error: Exception, failures: int, tries: int, pause: float
 
 # %% ../../nbs/loaders/01_corpora.ipynb #3fc0bc80
 WIKIPEDIA_DATES = ["20231101"]  # dumps that exist as plain Parquet files
-WIKIPEDIA_SCRIPT_DATES = ["20200501", "20220301", "20230601", "20231001"]  # in older code
+WIKIPEDIA_SCRIPT_DATES = [  # dumps that needed a dataset script; older code names them
+    "20200501",
+    "20220301",
+    "20230601",
+    "20231001",
+]
 
 
 def wikipedia_date(date: str) -> str:
@@ -252,7 +270,8 @@ class WikipediaCorpus(Corpus):
         cache_dir: str | Path | None = None,  # where `datasets` keeps what it downloads
         language: str = "en",
         date: str = "20231101",
-        path: str | Path | None = None,  # a local file with the columns id, url, title, text
+        path: str | Path | None = None,  # a Parquet file with id, title and text, read in place of
+        # the Hub; None: the file that SAE_ANALYSIS_WIKIPEDIA names, if it is set
         heldout_share: float = 0.05,
     ):
         self.cache_dir = cache_dir

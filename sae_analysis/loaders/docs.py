@@ -20,8 +20,8 @@ from .documents import Corpus, Document, files_version
 from .prompts import Prompt
 
 # %% auto #0
-__all__ = ['DOCS_PACKAGES', 'DOCS_SKIPPED', 'Definition', 'KINDS', 'QUESTIONS', 'FIRST_SENTENCE', 'module_files', 'docstring_key',
-           'definition_documents', 'topic_documents', 'module_documents', 'DocsCorpus', 'question_of']
+__all__ = ['DOCS_PACKAGES', 'DOCS_SKIPPED', 'Definition', 'DEFINITION_KINDS', 'QUESTIONS', 'FIRST_SENTENCE', 'module_files',
+           'docstring_key', 'definition_documents', 'topic_documents', 'module_documents', 'DocsCorpus', 'question_of']
 
 # %% ../../nbs/loaders/04_docs.ipynb #1477650a
 DOCS_PACKAGES = (
@@ -72,7 +72,7 @@ def docstring_key(docstring: str) -> str:
 
 # %% ../../nbs/loaders/04_docs.ipynb #e9756297
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-KINDS = {ast.Module: "module", ast.ClassDef: "class"}  # everything else is a function
+DEFINITION_KINDS = {ast.Module: "module", ast.ClassDef: "class"}  # everything else is a function
 
 
 def definition_documents(module: str, source: str, shortest: int = 60) -> Iterator[Document]:
@@ -94,7 +94,7 @@ def definition_documents(module: str, source: str, shortest: int = 60) -> Iterat
             name = f"{module}.{node.name}"
             parts = [name, docstring, *_member_texts(node)]
         text = "\n\n".join(parts)
-        kind = KINDS.get(type(node), "function")
+        kind = DEFINITION_KINDS.get(type(node), "function")
         if len(text) >= shortest:
             yield Document(name, text, key=docstring_key(docstring), kind=kind)
 

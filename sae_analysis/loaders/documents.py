@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.errors import InputError
+from ..core.errors import InputError, first_line
 from ..core.statistics import hash_fraction
 
 CorpusType = TypeVar("CorpusType", bound="Corpus")
@@ -175,7 +175,7 @@ def _readable_rows(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[
     try:
         yield from rows
     except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 # %% ../../nbs/loaders/00_documents.ipynb #348a5504
 def well_formed(text: str) -> str:

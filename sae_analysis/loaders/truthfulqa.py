@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from .documents import read_table
 
 # %% auto #0
-__all__ = ['COLUMNS', 'TruthfulQAExample', 'load_truthfulqa']
+__all__ = ['TRUTHFULQA_COLUMNS', 'TruthfulQAExample', 'load_truthfulqa']
 
 # %% ../../nbs/loaders/03_truthfulqa.ipynb #8ceeaeca
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TruthfulQAExample:
     category: str
 
 # %% ../../nbs/loaders/03_truthfulqa.ipynb #28161067
-COLUMNS = ["question", "best_answer", "correct_answers", "incorrect_answers", "category"]
+TRUTHFULQA_COLUMNS = ["question", "best_answer", "correct_answers", "incorrect_answers", "category"]
 
 
 def load_truthfulqa(
@@ -49,7 +49,7 @@ def load_truthfulqa(
         (8, 1, 1)
     """
     path = path or os.environ.get("SAE_ANALYSIS_TRUTHFULQA")
-    rows = read_table(path, COLUMNS) if path is not None else _hub_truthfulqa()
+    rows = read_table(path, TRUTHFULQA_COLUMNS) if path is not None else _hub_truthfulqa()
     examples = [_example(row) for row in rows]
     random.Random(seed).shuffle(examples)
     end_of_train = round(len(examples) * 0.8)

@@ -68,7 +68,7 @@ def encode_rendered(tokenizer: Any, text: str) -> list[int]:
 
 # %% ../../nbs/models/01_chat.ipynb #85021c55
 def generation_prompt(tokenizer: Any) -> list[int]:
-    """Token ids of the header that makes the assistant speak.
+    """Token ids of the generation prompt: the header that opens the assistant's turn.
 
     Raises `InputError` if the template adds none.
     """
@@ -76,13 +76,13 @@ def generation_prompt(tokenizer: Any) -> list[int]:
     complete = render(tokenizer, "x")
     if not complete.startswith(without) or complete == without:
         raise InputError(
-            "this chat template adds no generation prompt, so there is no place where the assistant"
-            " begins to speak"
+            "this chat template adds no generation prompt, so there is no position where the"
+            " assistant begins to speak; use a template that handles add_generation_prompt"
         )
     return encode_rendered(tokenizer, complete[len(without) :])
 
 # %% ../../nbs/models/01_chat.ipynb #f610092c
-ROLE_WORDS = ("assistant", "model")
+ROLE_WORDS = ("assistant", "model")  # the assistant's role in a header; "model" is Gemma's
 
 
 def token_types(tokenizer: Any) -> dict[str, int]:
@@ -105,8 +105,9 @@ def token_types(tokenizer: Any) -> dict[str, int]:
             types["newline"] = from_end
     if not types:
         raise InputError(
-            f"the generation prompt {''.join(texts)!r} names no assistant, so no token type can be"
-            " derived from it"
+            f"the generation prompt {''.join(texts)!r} names no assistant "
+            f" ({' or '.join(ROLE_WORDS)} as one token), so no token type can be derived from"
+            " it; use another chat template"
         )
     return types
 
@@ -130,7 +131,8 @@ def _fit(tokenizer: Any, content: Chat, max_length: int | None) -> tuple[list[in
         room -= len(ids) - max_length
     needs = " and the earlier turns need" if earlier else " alone needs"
     raise InputError(
-        f"no room for a message: the chat template{needs} more than {max_length} tokens"
+        f"no room for a message: the chat template{needs} more than {max_length} tokens; raise"
+        " max_length, or drop earlier turns"
     )
 
 # %% ../../nbs/models/01_chat.ipynb #dfea69fc
@@ -142,7 +144,7 @@ class ChatPrompts:
     positions: dict[str, list[int]]  # for each token type, the index into each prompt's ids
     texts: dict[str, list[str]]  # for each token type, the text of the token that is read
     shortened: list[int]  # prompts whose last message was cut to fit
-    marked: list[int]  # prompts whose messages contain special tokens
+    marked: list[int]  # prompts whose messages contain the text of a special token
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -176,8 +178,8 @@ def token_positions(
         ids, was_shortened = _fit(tokenizer, content, max_length)
         if ids[-len(header) :] != header:
             raise InputError(
-                f"prompt {number} does not end with the generation prompt; the template changes it:"
-                f" {str(content)[:60]!r}"
+                f"prompt {number} does not end with the generation prompt, so its positions are not"
+                f" known; give it in another form, or leave it out: {str(content)[:60]!r}"
             )
         rows.append(ids)
         if was_shortened:
@@ -229,7 +231,7 @@ def inspect_positions(
     tokenizer: Any,
     prompts: Sequence[Prompt | str],
     types: Sequence[str] | None = None,  # None: all that the template has
-    around: int = 3,  # how many tokens before it are shown
+    around: int = 3,  # tokens of context shown, all of them before the token
 ) -> pd.DataFrame:
     """Show which token is read in each prompt: one row per prompt and token type.
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.devices import pick_device
-from ..core.errors import InputError
+from ..core.errors import InputError, first_line
 from ..core.files import sha256
 from ..loaders.documents import well_formed
 
 # %% auto #0
-__all__ = ['BLOCK_PATHS', 'Edit', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
+__all__ = ['BLOCK_PATHS', 'HiddenEdit', 'text_config', 'find_blocks', 'hidden_of', 'with_hidden', 'hooked', 'special_token_ids',
            'usable_positions', 'LanguageModel', 'fuse_gelu', 'access_steps', 'pocket_folder', 'load_model',
            'GPT2WithResidualHooks']
 
@@ -104,7 +104,9 @@ def usable_positions(model: nn.Module) -> int:
     return positions - skipped
 
 # %% ../../nbs/models/00_language_model.ipynb #3e870e5f
-Edit = Callable[[Tensor], Tensor]  # from a residual stream `[batch, position, d_model]` to another
+HiddenEdit = Callable[
+    [Tensor], Tensor
+]  # from a residual stream `[batch, position, d_model]` to another
 
 
 class LanguageModel:
@@ -160,7 +162,7 @@ class LanguageModel:
                 )
         if not layers:
             raise InputError("no layer was asked for; give at least one, such as layers=[0]")
-        return sorted(set(layers))
+        return sorted({int(layer) for layer in layers})
 
     @torch.no_grad()
     def residuals(
@@ -197,7 +199,7 @@ class LanguageModel:
         input_ids: Tensor,  # [batch, position]
         attention_mask: Tensor | None = None,  # [batch, position]
         layer: int | None = None,
-        edit: Edit | None = None,  # replaces the residual stream after `layer`
+        edit: HiddenEdit | None = None,  # replaces the residual stream after `layer`
     ) -> Tensor:
         """Next-token logits `[batch, position, vocabulary]`."""
         if edit is None or layer is None:
@@ -325,11 +327,11 @@ def load_model(
     try:
         network, tokenizer = _from_pretrained(source, dtype, revision, kwargs)
     except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        if "gated" in first_line:
+        reason = first_line(error)
+        if "gated" in reason:
             raise InputError(access_steps(name)) from None
         raise InputError(
-            f"cannot load the model {name!r}: {first_line} Check the name and the network, log in"
+            f"cannot load the model {name!r}: {reason} Check the name and the network, log in"
             " with `hf auth login` when the model is gated, or use 'pocket', which needs neither."
         ) from error
     if name == "pocket":

@@ -32,7 +32,7 @@ def countable_positions(
 
 # %% ../../nbs/models/02_reading.ipynb #542b73d8
 def within_norm_limit(rows: Tensor, norm_limit: float) -> Tensor:
-    """True for rows `[..., d_model]` that are no attention sinks, `[...]` on the CPU."""
+    """True for rows `[..., d_model]` that are not attention sinks: a mask `[...]` on the CPU."""
     return (rows.float().norm(dim=-1) <= norm_limit).cpu()
 
 # %% ../../nbs/models/02_reading.ipynb #53cab610
@@ -56,6 +56,7 @@ def padding_mask(model: LanguageModel, is_real: Tensor | None) -> Tensor | None:
     None where the model needs none: nothing is padding, or attention is causal.
     """
     is_causal = getattr(model, "causal", True)
+    # Causal attention cannot see padding on the right, and a mask rules out the fastest kernels.
     if is_real is None or is_causal or bool(is_real.all()):
         return None
     return is_real.long()
@@ -91,7 +92,7 @@ class ResidualReader:
     ) -> Iterator[ResidualRows]:
         """The rows at `keep`, batch by batch.
 
-        Raises whatever the model raises; running out of memory only with a single sequence.
+        Raises whatever the model raises; an out-of-memory error only if one sequence is too many.
         """
         first = 0
         while first < len(input_ids):
@@ -137,7 +138,7 @@ class ResidualReader:
         return rows
 
     def _halve_after(self, error: BaseException, tried: int) -> None:
-        """Makes batches smaller after running out of memory; raises any other error again."""
+        """Halves the batch size after running out of memory; re-raises any other error."""
         if not is_out_of_memory(error) or tried == 1:
             raise error
         self.batch_size = tried // 2

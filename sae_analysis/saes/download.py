@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ..core.errors import InputError, is_network_error
+from ..core.errors import InputError, first_line, is_network_error
 from ..core.files import sha256
 from ..models.language_model import access_steps
 from sae_analysis.saes.families import (
@@ -169,7 +169,7 @@ def _raise_download_error(
             f"{name}: cannot reach the Hugging Face Hub, and there is no SAE in {tried}; give"
             " --sae-dir"
         ) from None
-    reason = str(error).splitlines()[0][:200]
+    reason = first_line(error)[:200]
     raise InputError(
         f"{name}: the download from {family.repo} broke off ({type(error).__name__}: {reason});"
         " run the same command again, and it resumes"

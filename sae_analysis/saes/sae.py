@@ -20,21 +20,27 @@ __all__ = ['MODULES', 'ARCHITECTURES', 'SAEClass', 'check_same_layer', 'SAE', 'r
 
 # %% ../../nbs/saes/00_sae.ipynb #c54f6a3f
 def check_same_layer(metadata: dict[str, Any], layer: int) -> None:
-    """Raises `InputError` when the SAE with this metadata was trained on another layer."""
+    """Raises `InputError` when an SAE with this metadata was not trained on `layer`'s output."""
     trained_layer = metadata.get("layer")
     hook = metadata.get("hook_name")
     if hook is not None and trained_layer is None:
         raise InputError(
-            f"this SAE was trained on {hook}, which is not the residual stream after a layer"
+            f"this SAE was trained on {hook}, which is not the residual stream after a layer; only"
+            " SAEs on the residual stream can be used here"
         )
     if trained_layer not in (None, layer):
-        raise InputError(f"this SAE was trained on layer {trained_layer}, not on layer {layer}")
+        raise InputError(
+            f"this SAE was trained on layer {trained_layer}, not on layer {layer}; read layer"
+            f" {trained_layer}, or load the SAE of layer {layer}"
+        )
 
 
 class SAE(nn.Module):
     """A sparse autoencoder for raw (not normalised) activations.
 
-    Subclasses define `encode`, and `encode_some` where latents are independent of one another.
+    Weights are `W_enc [d_model, d_hidden]`, `b_enc [d_hidden]`, `W_dec [d_hidden, d_model]`,
+    `b_dec [d_model]` and `threshold [d_hidden]`. Subclasses define `encode`, and `encode_some`
+    where latents are independent of one another.
 
     Example:
 
@@ -49,7 +55,7 @@ class SAE(nn.Module):
 
     architecture: ClassVar[str] = ""  # its name in files
     title: ClassVar[str] = ""  # its name in prose
-    latents_are_independent: ClassVar[bool] = True  # whether a latent depends on its own z alone
+    latents_are_independent: ClassVar[bool] = True  # each depends only on its own pre-activation z
 
     def __init__(
         self,
@@ -64,6 +70,7 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(config.d_hidden))
         self.W_dec = nn.Parameter(torch.zeros(config.d_hidden, config.d_model))
         self.b_dec = nn.Parameter(torch.zeros(config.d_model))
+        # z above which a latent is active (JumpReLU); architectures without thresholds keep zeros
         self.threshold = nn.Parameter(torch.zeros(config.d_hidden))
 
     @classmethod
@@ -74,7 +81,7 @@ class SAE(nn.Module):
         return cls(config, metadata)
 
     def settings(self) -> dict[str, Any]:
-        """What a file must say of the architecture, beside weights and config."""
+        """What a file must hold of the architecture, besides weights and config, such as k."""
         return {"architecture": self.architecture}
 
     def preactivations(self, x: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ class SAE(nn.Module):
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def encode_some(self, z: Tensor, threshold: Tensor) -> Tensor:
-        """Some latents from their pre-activations and thresholds, which broadcast against `z`."""
+        """Latents from pre-activations `z`, elementwise; `threshold` broadcasts against `z`."""
         raise TypeError(f"{type(self).__name__} must define encode_some()")
 
     def decode(self, f: Tensor) -> Tensor:
@@ -102,10 +109,14 @@ class SAE(nn.Module):
     def latents(
         self,
         x: Tensor,  # [rows, d_model]
-        ids: Sequence[int] | Tensor,  # which latents
-        device: Any = "cpu",  # where products are computed, wherever the weights are
+        ids: Sequence[int] | Tensor,  # [n] indices of latents
+        device: Any = "cpu",  # where to compute, if latents are independent; else: the weights'
     ) -> Tensor:
-        """The latents `ids` alone, `[rows, len(ids)]`, in fp32 on the CPU."""
+        """The latents `ids` alone, `[rows, len(ids)]`, in fp32 on the CPU.
+
+        Raises `InputError` when `x` has another width than the SAE reads.
+        """
+        self.check_width(x)
         ids = torch.as_tensor(ids, dtype=torch.long)
         if not self.latents_are_independent:
             return self.encode(x.to(self.W_enc.device)).float().cpu()[:, ids]
@@ -120,7 +131,7 @@ class SAE(nn.Module):
     def latent_chunks(
         self,
         x: Tensor,  # [rows, d_model]
-        elements: int = 2**24,  # numbers held at a time, where latents are independent
+        elements: int = 2**24,  # values in one chunk, if latents are independent; else all at once
     ) -> Iterator[tuple[int, Tensor]]:
         """All latents in chunks: the id of the first, and `[latents, rows]` in fp32."""
         self.check_width(x)
@@ -161,8 +172,9 @@ class SAE(nn.Module):
 
     @property
     def digest(self) -> str:
-        """A short text that changes when the weights do."""
-        hashes = []
+        """A hash of the weights, in fp32, and of settings such as a top-k SAE's k."""
+        options = {key: value for key, value in self.settings().items() if key != "architecture"}
+        hashes = [str(sorted(options.items()))] if options else []
         for parameter in self.state_dict().values():
             data = parameter.float().cpu().numpy().tobytes()
             hashes.append(hashlib.sha256(data).hexdigest())
@@ -173,7 +185,7 @@ class SAE(nn.Module):
         if x.shape[-1] != self.config.d_model:
             raise InputError(
                 f"this SAE reads activations of width {self.config.d_model}, got {x.shape[-1]};"
-                " it belongs to another model"
+                " use activations of the model that it was trained on"
             )
 
     def check_layer(self, layer: int) -> None:

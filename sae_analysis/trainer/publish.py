@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pandas as pd
 
-from ..core.errors import InputError, is_network_error
+from ..core.errors import InputError, first_line, is_network_error
 from ..core.files import write_text
 from ..saes.formats import open_sae
 from ..saes.sae import SAE
@@ -219,7 +219,7 @@ def check_repo_id(repo_id: str) -> str:
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{repo_id!r} cannot be a repository's name: {reason}") from None
     return repo_id
 
@@ -261,7 +261,7 @@ def _raise_upload_error(error: Exception, repo_id: str) -> NoReturn:
         raise InputError(
             f"cannot reach the Hugging Face Hub; nothing was sent to {repo_id}"
         ) from None
-    reason = str(error).splitlines()[0][:200]
+    reason = first_line(error)[:200]
     raise InputError(
         f"the upload to {repo_id} broke off ({type(error).__name__}: {reason}); start it again:"
         " files that have arrived are not sent twice"

@@ -43,14 +43,14 @@ class LayerRun:
         self.written = 0  # epochs in the history on disk
         self.earlier: TrainRun | None = None  # the result of a finished run with these settings
         if self.files is not None:
-            self._look_for_earlier(self.files, resume)
+            self._find_earlier_run(self.files, resume)
 
     @property
     def layer(self) -> int | None:
         """The layer, if the store knows it."""
         return self.trainer.store.layer
 
-    def _look_for_earlier(self, files: RunFolder, resume: str) -> None:
+    def _find_earlier_run(self, files: RunFolder, resume: str) -> None:
         """Finds a finished run, or resumes an unfinished one."""
         if resume == "never":
             self._remove_snapshots()
@@ -70,13 +70,17 @@ class LayerRun:
             self._resume(files, snapshot, resume)
 
     def _is_left_over(self, values: dict[str, Any], identity: dict[str, Any]) -> bool:
-        """Whether a snapshot is the finished run's, which was killed before removing it."""
+        """Whether a snapshot is of the finished run, which was killed before it removed it.
+
+        `run.*` keys (version, device, processes) may differ.
+        """
         before = values["identity"]
+        # Device, version and process count may have changed since; they do not make it another run.
         keys = [key for key in identity if not key.startswith("run.")]
         return all(before.get(key) == identity[key] for key in keys)
 
     def _resume(self, files: RunFolder, snapshot: tuple[dict, dict], resume: str) -> None:
-        """Puts the trainer where a snapshot is; raises `InputError` when it may not resume."""
+        """Loads a snapshot into the trainer; raises `InputError` when its settings do not agree."""
         tensors, values = snapshot
         trainer = self.trainer
         taken = values["stepper"]["count"]
@@ -149,7 +153,7 @@ class Watchers:
             except Exception as error:
                 self.functions.remove(function)
                 log.warning(
-                    "watching failed and is left out from here on (%s: %s); training continues",
+                    "a watcher failed (%s: %s) and will not be called again; training continues",
                     type(error).__name__,
                     error,
                 )
@@ -167,25 +171,25 @@ def tensorboard_watcher(folder: str | Path) -> Watcher:
         raise InputError(
             "TensorBoard is not installed: pip install tensorboard, or leave tensorboard unset"
         ) from None
-    layers: dict[Any, _LayerBoard] = {}
+    layers: dict[Any, _LayerCurves] = {}
 
     def write(history: dict[str, Any]) -> None:
         layer = history["layer"]
         if layer not in layers:  # what an interrupted run has written is replaced
             path = str(Path(folder) / f"layer_{layer}")
-            layers[layer] = _LayerBoard(SummaryWriter(path, purge_step=0))
+            layers[layer] = _LayerCurves(SummaryWriter(path, purge_step=0))
         layers[layer].write(history)
 
     return write
 
 
 @dataclass
-class _LayerBoard:
+class _LayerCurves:
     """One layer's curves in TensorBoard, and how much of them is written."""
 
-    writer: Any
-    points: int = 0
-    epochs: int = 0
+    writer: Any  # a SummaryWriter
+    points: int = 0  # points of the training curve that are written
+    epochs: int = 0  # epochs of the validation curves that are written
 
     def write(self, history: dict[str, Any]) -> None:
         """Writes what is new."""
@@ -219,26 +223,26 @@ def select_stores(stores: Stores, layers: Sequence[int] | None) -> list[RowStore
     if layers is None:
         return opened
     if len(set(layers)) < len(layers):
-        raise InputError(f"layers {list(layers)} names one twice; give each layer once")
+        raise InputError(f"layers is {list(layers)}, which names one twice; name each once")
     missing = [layer for layer in layers if layer not in by_layer]
     if missing:
         raise InputError(
-            f"there are no activations of layer {', '.join(map(str, missing))}; there are:"
-            f" {', '.join(map(str, by_layer))}"
+            f"no activations of layer {', '.join(map(str, missing))} were given; extract it, or"
+            f" choose among {', '.join(map(str, by_layer))}"
         )
     return [by_layer[layer] for layer in layers]
 
 
 @torch.no_grad()
 def agree_on_start(trainer: Trainer) -> None:
-    """Makes all processes start at the same place: the first one's weights, or the same step.
+    """Makes all processes start alike: from rank 0's weights, or resumed at the same step.
 
-    Raises `InputError` when they found different snapshots.
+    Raises `InputError` when they resumed from different snapshots.
     """
     processes = trainer.processes
     count = torch.tensor([trainer.stepper.count], dtype=torch.float64, device=trainer.device)
-    total = processes.add(count.clone()).item()
-    if total != processes.world * processes.copy(count.clone()).item():
+    differs = (processes.copy(count.clone()) != count).double()  # from rank 0's step
+    if processes.add(differs).item() > 0:
         raise InputError(
             "the processes of this run found different snapshots; save_dir must be a folder that"
             " all of them share"
@@ -251,9 +255,9 @@ def agree_on_start(trainer: Trainer) -> None:
 
 # %% ../../nbs/trainer/07_runs.ipynb #0b9cd81d
 def _walk(waiting: list[LayerRun], bar: Any, watchers: Watchers) -> dict[int | None, TrainRun]:
-    """Takes steps of all trainers in turn until all are done.
+    """Steps all trainers in turn until all are done.
 
-    One that fails lets the others finish first; then its error is raised.
+    When one fails, the others finish first; then its error is raised.
     """
     walking: list[tuple[LayerRun, Iterator[int]]] = [(run, run.trainer.run()) for run in waiting]
     finished: dict[int | None, TrainRun] = {}
@@ -290,7 +294,7 @@ def _show_progress(trainer: Trainer, bar: Any) -> None:
 
 
 def _progress_bar(waiting: list[LayerRun], batch_size: int, show: bool) -> Any:
-    """A progress bar in rows, over all layers."""
+    """A progress bar over all layers, in tokens: a row is the activation at one token."""
     from tqdm.auto import tqdm
 
     layers = ", ".join(str(run.trainer.store.layer) for run in waiting)
@@ -349,7 +353,7 @@ def train_saes(
     save_dir: str | Path | None = None,  # for checkpoints; None: kept in memory
     device: str | None = None,
     layers: Sequence[int] | None = None,  # None: all of `stores`
-    resume: str = "auto",  # resume when settings agree; "never"; "anyway": with other settings too
+    resume: str = "auto",  # "auto": if settings agree; "anyway": even if not; "never": start over
     data_parallel: bool = False,  # under torchrun: split each batch over processes, not layers
     save_seconds: float = 15,  # between snapshots; longer where writing is slow
     watch: Watcher | None = None,  # called with the history every few seconds
@@ -357,7 +361,8 @@ def train_saes(
 ) -> dict[int | None, TrainRun]:
     """Trains the SAEs of several layers side by side; each comes out as it would alone.
 
-    Under `torchrun` those of this process's layers. Raises `InputError` for unusable stores,
+    Returns the runs by layer; under `torchrun` only those of the layers that this process trains
+    (all of them with `data_parallel`). Raises `InputError` for unusable stores,
     folders or settings, and when `save_dir` holds an unfinished run with other settings.
 
     Example:
@@ -386,7 +391,7 @@ def train_saes(
 
 # %% ../../nbs/trainer/07_runs.ipynb #7bf253d6
 def train(
-    store: RowStore | str | Path,  # activations, or where they lie
+    store: RowStore | str | Path,  # activations, or their path
     sae_config: SAEConfig | None = None,  # None: the guide's, at the store's width
     config: TrainConfig | None = None,
     save_dir: str | Path | None = None,  # for checkpoints and history; None: kept in memory
@@ -412,6 +417,7 @@ def train(
         )
     if not isinstance(store, RowStore):
         store = open_store(store)
+    options.setdefault("data_parallel", True)  # one layer: torchrun's processes share its batches
     return train_saes([store], sae_config, config, save_dir, device, **options)[store.layer]
 
 # %% ../../nbs/trainer/07_runs.ipynb #127334b7
@@ -439,6 +445,9 @@ def train_sae_for_layer(
     """
     store = open_store(hidden_states_path)
     if store.layer is not None and store.layer != layer_idx:
-        raise InputError(f"{store.path} holds layer {store.layer}, not layer {layer_idx}")
+        raise InputError(
+            f"{store.path} holds layer {store.layer}, not layer {layer_idx}; pass"
+            f" layer_idx={store.layer}, or the path of layer {layer_idx}"
+        )
     store.layer = layer_idx
     return train(store, sae_config, train_config, save_dir, device).history

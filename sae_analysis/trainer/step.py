@@ -26,7 +26,8 @@ from sae_analysis.trainer.gradients import (
 )
 
 # %% auto #0
-__all__ = ['threshold_shift', 'start_ratio', 'initial_sae', 'default_learning_rate', 'StepStats', 'StepperState', 'Stepper']
+__all__ = ['MOMENTS', 'REVIVAL_WEIGHT', 'threshold_shift', 'start_ratio', 'initial_sae', 'default_learning_rate', 'StepStats',
+           'StepperState', 'Stepper']
 
 # %% ../../nbs/trainer/03_step.ipynb #588534fe
 def threshold_shift(
@@ -34,9 +35,12 @@ def threshold_shift(
     target: float,
     window: float,  # entries inside the windows, per token and unit of z
     damping: float = 0.1,  # share of the Newton step that is taken
-    largest: float = 0.1,
+    largest: float = 0.1,  # in units of z
 ) -> float:
-    """How far to move all thresholds, given how L0 responds to it."""
+    """How far to move all thresholds, in units of z: a damped Newton step on L0, clipped.
+
+    `window` estimates -d L0 / d shift.
+    """
     shift = damping * (l0 - target) / max(window, 1e-6)
     return min(max(shift, -largest), largest)
 
@@ -53,12 +57,13 @@ def _start_threshold(z: Tensor, l0: float, config: SAEConfig) -> float:
     share = min(l0, config.d_hidden) / config.d_hidden
     rank = max(1, round(len(z) * (1 - share)))
     threshold = z.kthvalue(rank).values.item()
-    if threshold < 0:
-        active = (z > 0).float().mean().item() * config.d_hidden
+    active = (z > 0).float().mean().item() * config.d_hidden  # at threshold 0
+    target = config.target_l0 or 0
+    if active < target:
         log.warning(
             "target_l0 %g is out of reach: thresholds are never negative, and at 0 about %.0f of"
             " the %d latents are active; lower target_l0 or raise d_hidden",
-            config.target_l0,
+            target,
             active,
             config.d_hidden,
         )
@@ -72,9 +77,9 @@ def initial_sae(
     seed: int,
     l0: float | None = None,  # active latents to start with; None: the target
 ) -> JumpReLUSAE:
-    """Random unit encoder columns, decoder rows along them, thresholds at the L0 to start with.
+    """Random unit encoder columns, parallel decoder rows of norm 1/2, thresholds for the L0.
 
-    Decoder rows have half the encoder's size, and the decoder's bias is the mean of the sample.
+    The decoder bias is the mean of the sample, and encoding subtracts it.
     """
     generator = torch.Generator().manual_seed(seed)
     sae = JumpReLUSAE(config)
@@ -92,11 +97,14 @@ def initial_sae(
 
 # %% ../../nbs/trainer/03_step.ipynb #2ba103b1
 def default_learning_rate(config: SAEConfig, batch_size: int, steps: int) -> float:
-    """The learning rate that `TrainConfig.learning_rate=None` stands for."""
-    rows_seen = batch_size * (config.target_l0 or 50) / config.d_hidden  # by a latent, in a step
-    width = math.sqrt(256 / config.d_model)
-    length = min(1.0, 300 / max(1, steps)) ** 0.5
-    return 0.014 * (rows_seen / 75) ** 0.4 * width * length
+    """The peak learning rate when `TrainConfig.learning_rate` is None.
+
+    Fitted on the pocket model (d_model 256); the tables in the notebook give the measurements.
+    """
+    rows_per_latent = batch_size * (config.target_l0 or 50) / config.d_hidden  # active, in a step
+    for_width = math.sqrt(256 / config.d_model)
+    for_steps = math.sqrt(min(1.0, 300 / max(1, steps)))
+    return 0.014 * (rows_per_latent / 75) ** 0.4 * for_width * for_steps
 
 # %% ../../nbs/trainer/03_step.ipynb #58f927ea
 @dataclass(frozen=True)
@@ -105,8 +113,13 @@ class StepStats:
 
     l0: float  # active latents per token
     mse: float  # mean squared error per element
-    window: float  # entries inside the windows, per token and unit of z
-    price: float  # of an active latent, where d loss / d(shift of all t) is zero
+    window: float  # -d L0 / d(shift of all thresholds), by the straight-through windows
+    price: float  # the sparsity coefficient, in squared error per active latent, at which
+    # shifting all thresholds together does not change the loss
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+REVIVAL_WEIGHT = 0.01  # of the auxiliary loss that pulls dead latents back
 
 
 @dataclass
@@ -114,9 +127,9 @@ class StepperState:
     """The numbers that the next step depends on."""
 
     count: int  # steps taken
-    pieces: int  # parts in which a batch is worked on; more after memory ran out
-    near: float  # entries that the last step found near, per token
-    price: float | None  # of an active latent, smoothed; None before the first step
+    pieces: int  # parts into which a batch is split; doubled when memory runs out
+    near: float  # (row, latent) pairs per token above the lower edge of their window
+    price: float | None  # of an active latent, smoothed over batches; None before the first step
 
 # %% ../../nbs/trainer/03_step.ipynb #76a718e3
 class Stepper:
@@ -138,10 +151,10 @@ class Stepper:
         c = sae.config
         batch = config.batch_size
         self.rate = config.learning_rate or default_learning_rate(c, batch, steps)
-        self.dead_after = max(
-            60 * c.d_hidden / (c.target_l0 or 50), 0.002 * steps * batch
-        )  # tokens
-        sae.W_enc.data = sae.W_enc.data.T.contiguous().T  # latent by latent, as its gradient comes
+        mean_interval = c.d_hidden / (c.target_l0 or 50)  # tokens between two firings of a latent
+        self.dead_after = max(60 * mean_interval, 0.002 * steps * batch)  # tokens without firing
+        # Column-major, like its gradient: Adam's fused kernel needs equal layouts.
+        sae.W_enc.data = sae.W_enc.data.T.contiguous().T
         self.low = Workspace(sae, self.dtype)
         self.silent = torch.zeros(c.d_hidden, device=self.device)  # tokens since last active
         self.counted = torch.zeros(c.d_hidden, device=self.device)  # rows inside each window
@@ -179,13 +192,16 @@ class Stepper:
 
     @property
     def target(self) -> float:
-        """The L0 that this step steers to."""
+        """The L0 that this step steers to; only with `target_l0`.
+
+        Falls geometrically from `start_ratio * target_l0` to `target_l0` over 4/5 of the steps.
+        """
         remaining = max(0.0, 1 - self.count / (0.8 * self.steps))
         return self.sae.config.target_l0 * start_ratio(self.sae.config, self.config) ** remaining
 
     @property
     def sparse(self) -> bool:
-        """Whether the sparse way is taken, decided by how many entries the last step found near."""
+        """Whether to use `sparse_pass`: on a CPU, when the last step had few entries per token."""
         return self.device.type == "cpu" and self.progress.near < 0.1 * self.sae.config.d_hidden
 
     @torch.no_grad()
@@ -200,7 +216,8 @@ class Stepper:
         sums = self._sums(x, elements)
         if self.reduce is not None:
             self.reduce(sums)
-        inside = sums.near.sum().item()
+        inside = sums.near.sum().item()  # (row, latent) pairs inside a window
+        # The price at which `threshold_gradient` sums to zero over all latents.
         price = -(sums.gain @ sae.threshold).item() / max(inside, 1.0) * elements
         self._update_price(price)
         self._descend(sums, elements)
@@ -213,7 +230,7 @@ class Stepper:
         self.silent = torch.where(sums.active > 0, 0, self.silent + sums.rows)
         self.counted += sums.near
         progress.count += 1
-        progress.near = l0 + inside / (2 * sums.rows)
+        progress.near = l0 + inside / (2 * sums.rows)  # active, and half of each window is below t
         return StepStats(l0, sums.squared_error / elements, window, price)
 
     def skip(self) -> None:
@@ -237,7 +254,7 @@ class Stepper:
                     raise
             self.progress.pieces *= 2
             log.warning(
-                "out of memory: each batch of %s rows is worked on in %s parts from here on; the"
+                "out of memory: each batch of %s rows is now split into %s parts; the"
                 " gradients are the same",
                 len(x),
                 self.progress.pieces,
@@ -263,7 +280,7 @@ class Stepper:
         price = max(self.progress.price or 0.0, 0.0)
         gradients["threshold"] = threshold_gradient(self.sae, sums, price, elements)
         dead = (self.silent > self.dead_after) & (sums.active == 0)
-        add_revival_gradient(gradients, sums, dead, 0.01 / elements)
+        add_revival_gradient(gradients, sums, dead, REVIVAL_WEIGHT / elements)
         norm = torch.nn.utils.get_total_norm(gradients.values())
         for name, gradient in gradients.items():
             if norm > self.config.gradient_clip:
@@ -279,7 +296,7 @@ class Stepper:
         for name, parameter in self.parameters.items():
             tensors[name] = parameter.data
             moments = self.optimizer.state.get(parameter, {})
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 if moment in moments:
                     tensors[f"{moment}.{name}"] = moments[moment]
         copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -287,17 +304,18 @@ class Stepper:
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Puts the stepper where `state` found another one."""
+        """Restores what `state` returned, here or in another process."""
         self.progress = StepperState(**values)
         self.silent = tensors["silent"].to(self.device)
         self.counted = tensors["counted"].to(self.device)
+        steps_taken = torch.tensor(float(self.count))  # for states that lack Adam's own count
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
             if f"exp_avg.{name}" not in tensors:
                 continue
-            moments = {"step": torch.tensor(float(self.count), device=parameter.device)}
-            for moment in ("exp_avg", "exp_avg_sq"):
-                saved = tensors[f"{moment}.{name}"]
+            moments = {}
+            for moment in MOMENTS:
+                saved = tensors.get(f"{moment}.{name}", steps_taken)
                 moments[moment] = saved.to(parameter.device, copy=True)
             self.optimizer.state[parameter] = moments
         self.low.refresh(self.sae)

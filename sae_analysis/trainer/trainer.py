@@ -44,28 +44,32 @@ __all__ = ['CURVE', 'EpochProgress', 'warn_if_undertrained', 'add_across_process
 class EpochProgress:
     """What the running epoch has seen so far."""
 
-    loss: float = 0.0  # sum of the steps' errors
+    loss: float = 0.0  # sum of the steps' mean squared errors
     steps: int = 0
-    usual: float | None = None  # smoothed error of a step
-    spikes: int = 0  # steps whose error was more than twice the usual
+    usual: float | None = None  # moving average (0.95) of a step's error
+    spikes: int = 0  # steps whose error was more than twice `usual`
 
     def add(self, mse: float, counts_spikes: bool) -> None:
         """Adds a step's error; spikes are not counted during the warm-up."""
-        if counts_spikes and self.usual is not None and mse > 2 * self.usual:
+        usual = mse if self.usual is None else self.usual
+        if counts_spikes and mse > 2 * usual:
             self.spikes += 1
-        self.usual = mse if self.usual is None else 0.95 * self.usual + 0.05 * mse
+        self.usual = mse if self.usual is None else 0.95 * usual + 0.05 * mse
         self.loss += mse
         self.steps += 1
 
     def start_epoch(self) -> None:
-        """Forgets the last epoch, but not what is usual."""
+        """Resets the counts of the epoch; the moving average continues."""
         self.loss = 0.0
         self.steps = 0
         self.spikes = 0
 
 # %% ../../nbs/trainer/06_trainer.ipynb #4c1abf92
 def warn_if_undertrained(stepper: Stepper) -> None:
-    """Says when learning rate times steps is too little, or far too much, to get anywhere."""
+    """Warns when learning rate times steps is too small to train, or the rate too large.
+
+    Adam moves a weight by at most about the learning rate per step, so `travel` bounds the total.
+    """
     config, shape = stepper.config, stepper.sae.config
     travel = stepper.rate * stepper.steps * (1 - config.warmup / 2 - config.decay / 2)
     weight = 1 / math.sqrt(shape.d_model)
@@ -85,8 +89,8 @@ def warn_if_undertrained(stepper: Stepper) -> None:
     usual = default_learning_rate(shape, config.batch_size, stepper.steps)
     if stepper.rate > 5 * usual:
         log.warning(
-            "learning_rate %.2g is %.0f times what suits this run (%.2g): latents will die; leave"
-            " it unset, or lower it",
+            "learning_rate %.2g is %.0f times the default for this run (%.2g): latents will die;"
+            " leave it unset, or lower it",
             stepper.rate,
             stepper.rate / usual,
             usual,
@@ -114,7 +118,11 @@ def add_across_processes(processes: Processes, sums: GradientSums) -> None:
 
 # %% ../../nbs/trainer/06_trainer.ipynb #3b186b2c
 class Trainer:
-    """Trains one SAE on one layer's store."""
+    """Trains one SAE on one layer's store.
+
+    Raises `InputError` when the store has another width than the SAE, rows that are not finite, or
+    too few of them.
+    """
 
     def __init__(
         self,
@@ -141,7 +149,7 @@ class Trainer:
         warn_if_undertrained(self.stepper)
 
     def _coordinate_sample(self) -> Tensor:
-        """Training rows from which the coordinates are found, `[rows, d_model]`."""
+        """Training rows that give the normaliser its mean and axes, `[rows, d_model]`."""
         count = max(16_384, 4 * self.store.d_model)
         order = np.random.default_rng(self.config.seed).permutation(self.split.sample)
         return self.store.rows(np.sort(order[:count])).float()
@@ -262,7 +270,7 @@ class Trainer:
             self._note(stats)
 
     def _note(self, stats: StepStats) -> None:
-        """Adds a point to the training curves."""
+        """Adds a point to the training curves; `learning_rate` is that of the next step."""
         rate = self.stepper.learning_rate
         values = (self.stepper.count, stats.l0, stats.mse, stats.price, rate)
         for name, value in zip(CURVE, values):
@@ -289,7 +297,7 @@ class Trainer:
         self._keep_best()
         self.progress.start_epoch()
         self.stepper.counted.zero_()
-        if not self.stopped:  # training continues from the thresholds that it had found
+        if not self.stopped:  # training continues from its own thresholds, not the matched ones
             sae.threshold.data.copy_(trained)
 
     def _epoch_entry(self, figures: dict[str, float]) -> dict[str, float | None]:
@@ -325,16 +333,16 @@ class Trainer:
             history["best_epoch"] = last
 
     def accepts(self, l0: float) -> bool:
-        """Whether an L0 is within a tenth of the target."""
+        """Whether an L0 is within a tenth of the target; always True without a target."""
         target = self.stepper.sae.config.target_l0
         return target is None or abs(l0 - target) <= 0.1 * target
 
     def folded(self) -> SAE:
-        """The SAE as it is now, for raw activations, with what is known of its training."""
+        """The current SAE, folded to take raw activations, with training metadata."""
         sae = self.normalizer.fold(self.stepper.sae).cpu()
-        inherited = ("model", "revision", "layer", "context_length", "corpus")
+        inherited = ("model", "revision", "context_length", "corpus")
         manifest = self.store.manifest
-        last = {key: v[-1] for key, v in self.history.items() if isinstance(v, list) and v}
+        last_epoch = {key: v[-1] for key, v in self.history.items() if isinstance(v, list) and v}
         sae.metadata.update(
             {
                 "layer": self.store.layer,
@@ -344,7 +352,7 @@ class Trainer:
                 "learning_rate": self.stepper.rate,
                 "rows": self.description()["rows"],
                 "run": identity_digest(self.identity()),
-                "validation": last,
+                "validation": last_epoch,
             }
         )
         return sae
@@ -369,7 +377,7 @@ class Trainer:
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Puts the trainer where `state` found another one."""
+        """Restores what `state` returned, here or in another process."""
         self.stepper.load_state(tensors, values["stepper"])
         mean, axes = tensors["normalizer.mean"], tensors["normalizer.axes"]
         self.normalizer = Normalizer(values["scale"], mean, axes).to(self.device)
