@@ -181,13 +181,12 @@ def analyse_model(survey: Survey, loaded: Sequence[LoadedSource]) -> ModelResult
             labels += label_contrasts([seen], survey.prompts, survey.activation_threshold)
         if "specific" in survey.analyses and _is_selected(seen, selections):
             specific.append(specific_of(seen, selections, survey.prompts))
-    manifest = result_manifest(loaded, survey.prompts, survey.tokens)
-    contrast_columns = [column for column in LABEL_COLUMNS if column != "q"]
+    made_by = result_manifest(loaded, survey.prompts, survey.tokens)["sources"]
     return ModelResults(
         join_tables(universal, UNIVERSAL_COLUMNS),
         join_tables(specific, SPECIFIC_COLUMNS),
-        join_tables(labels, contrast_columns),
-        manifest["sources"],
+        join_tables(labels, [column for column in LABEL_COLUMNS if column != "q"]),
+        made_by,
     )
 
 

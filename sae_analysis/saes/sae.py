@@ -84,6 +84,10 @@ class SAE(nn.Module):
         """What a file must hold of the architecture, besides weights and config, such as k."""
         return {"architecture": self.architecture}
 
+    def _options(self) -> dict[str, Any]:
+        """The settings beside the architecture's name; JumpReLU has none."""
+        return {key: value for key, value in self.settings().items() if key != "architecture"}
+
     def preactivations(self, x: Tensor) -> Tensor:
         """z `[..., d_hidden]` of activations `[..., d_model]`."""
         self.check_width(x)
@@ -173,7 +177,7 @@ class SAE(nn.Module):
     @property
     def digest(self) -> str:
         """A hash of the weights, in fp32, and of settings such as a top-k SAE's k."""
-        options = {key: value for key, value in self.settings().items() if key != "architecture"}
+        options = self._options()
         hashes = [str(sorted(options.items()))] if options else []
         for parameter in self.state_dict().values():
             data = parameter.float().cpu().numpy().tobytes()
@@ -196,8 +200,7 @@ class SAE(nn.Module):
         known = [
             f", {key} {self.metadata[key]}" for key in ("model", "layer") if key in self.metadata
         ]
-        options = {key: value for key, value in self.settings().items() if key != "architecture"}
-        listed = "".join(f"{key}={value}, " for key, value in options.items())
+        listed = "".join(f"{key}={value}, " for key, value in self._options().items())
         shape = f"{self.config.d_model} -> {self.config.d_hidden}"
         return f"{type(self).__name__}({listed}{shape}{''.join(known)})"
 
