@@ -301,9 +301,9 @@ class Trainer:
             sae.threshold.data.copy_(trained)
 
     def _epoch_entry(self, figures: dict[str, float]) -> dict[str, float | None]:
-        """One epoch of the history."""
+        """One epoch of the history; figures that it does not rename go in under their own name."""
         progress = self.progress
-        return {
+        entry = {
             "recon_loss": figures["mse"],
             "train_recon_loss": progress.loss / max(1, progress.steps),
             "sparsity": figures["l0"] / self.stepper.sae.config.d_hidden,
@@ -319,6 +319,9 @@ class Trainer:
             "price": self.stepper.progress.price,
             "learning_rate": self.stepper.learning_rate,
         }
+        renamed = ("rows", "mse", "mean_square")
+        others = {key: figures[key] for key in figures if key not in (*entry, *renamed)}
+        return {**entry, **others}
 
     def _keep_best(self) -> None:
         """Keeps the SAE when the last epoch is the best: L0 near the target, then the error."""
