@@ -2,6 +2,7 @@
 
 import configparser
 from pathlib import Path
+
 from setuptools import find_packages, setup
 
 settings = configparser.ConfigParser(delimiters=["="])

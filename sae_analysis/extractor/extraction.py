@@ -425,8 +425,7 @@ def extract(
     if num_tokens is not None:
         options["num_tokens"] = num_tokens
     config = with_options(config or ExtractConfig(), options)
-    chosen = [layers] if isinstance(layers, (int, np.integer)) else list(layers)
-    layers = model.check_layers(chosen)
+    layers = model.check_layers(_as_list(layers))
     folder = writable_folder(out)
     # A process that has no shard left waits for the slowest, so the usual 30 minutes are too few.
     processes = join_processes(model.device.type, minutes=24 * 60)
@@ -442,6 +441,12 @@ def extract(
         _finish(_open_folders(folder, layers, identity), config.num_tokens)
     processes.wait()
     return _open_stores(folder, layers, config)
+
+
+def _as_list(layers: Sequence[int] | int) -> list[int]:
+    if isinstance(layers, (int, np.integer)):
+        return [int(layers)]
+    return list(layers)
 
 
 def _open_stores(
