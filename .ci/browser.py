@@ -530,7 +530,7 @@ def _features(lab: Lab, output: Locator) -> None:
     expect(neighbour).to_have_attribute("title", f"open feature {number}")
     neighbour.click()
     expect(heading).to_contain_text(f"Feature {number} ")
-    search = output.get_by_placeholder("search labels")
+    search = output.get_by_placeholder("label, token or number")
     search.fill("json")
     search.press("Enter")
     expect(output.get_by_text("of 256 features")).not_to_contain_text("256 of")
