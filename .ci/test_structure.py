@@ -15,7 +15,7 @@ def problems_of(source: str, module: str = "trainer/step") -> list[str]:
     """What the check says of a small package in which one module has the given source."""
     with tempfile.TemporaryDirectory() as folder:
         package, notebooks = Path(folder) / "sae_analysis", Path(folder) / "nbs"
-        modules = ["core/00_errors", "trainer/00_split", "trainer/03_step", "trainer/06_trainer"]
+        modules = ["core/00_errors", "trainer/00_split", "trainer/04_step", "trainer/08_trainer"]
         for name in [*modules, "cli/00_command"]:
             write(notebooks / f"{name}.ipynb")
             room, stem = name.split("/")
@@ -28,8 +28,8 @@ def test_structure() -> None:
     allowed = "from ..core.errors import InputError\nfrom .split import split_rows\nimport torch\n"
     assert problems_of(allowed) == []
     forbidden = {
-        "from .trainer import Trainer": "06_trainer does not come before 03_step",
-        "from . import trainer": "06_trainer does not come before 03_step",
+        "from .trainer import Trainer": "08_trainer does not come before 04_step",
+        "from . import trainer": "08_trainer does not come before 04_step",
         "from ..cli.command import Parser": "cli/ stands below trainer/",
         "from sae_analysis.cli.command import Parser": "cli/ stands below trainer/",
         "import sae_analysis.cli.command": "cli/ stands below trainer/",

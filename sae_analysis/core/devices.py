@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['pick_device', 'compute_dtype', 'seed_everything', 'is_out_of_memory', 'free_memory']
+__all__ = ['pick_device', 'compute_dtype', 'scalar_dtype', 'seed_everything', 'is_out_of_memory', 'free_memory']
 
 # %% ../../nbs/core/04_devices.ipynb #1aa770af
 def pick_device(name: str | None = None) -> str:
@@ -49,6 +49,13 @@ def compute_dtype(device: str) -> torch.dtype:
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     is_fast = any(getattr(torch.cpu, name, bool)() for name in instructions)
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def scalar_dtype(device: str) -> torch.dtype:
+    """The dtype for single numbers that must not be rounded: float64 where the device has it."""
+    import torch
+
+    return torch.float32 if device.startswith("mps") else torch.float64
 
 # %% ../../nbs/core/04_devices.ipynb #6f1500b5
 def seed_everything(seed: int) -> None:

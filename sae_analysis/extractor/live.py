@@ -182,6 +182,7 @@ class LiveStore(RowStore):
     """Rows `[rows, d_model]` of one layer, computed when they are asked for."""
 
     layer: int  # never None: these rows come from a model
+    is_computed = True
 
     def __init__(self, text: LiveText, layer: int):
         self.text = text

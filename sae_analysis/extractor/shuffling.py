@@ -13,7 +13,7 @@ from torch import Tensor
 from .store import RowStore
 
 # %% auto #0
-__all__ = ['shuffled_order', 'batch_indices', 'row_batches']
+__all__ = ['shuffled_order', 'whole_batches', 'batch_indices', 'row_batches']
 
 # %% ../../nbs/extractor/01_shuffling.ipynb #c1cb31b0
 def shuffled_order(
@@ -36,6 +36,23 @@ def shuffled_order(
         yield rng.permutation(np.concatenate(chosen))
 
 # %% ../../nbs/extractor/01_shuffling.ipynb #a6ceb002
+def whole_batches(
+    rows: np.ndarray,  # indices of the rows to read
+    batch_size: int,
+    seed: int,
+    epoch: int = 0,
+    buffer: int = 524_288,  # rows that are mixed with one another
+) -> Iterator[np.ndarray]:
+    """The same pieces, cut so that each is a whole number of batches `[batches*batch_size]`."""
+    rest = np.empty(0, dtype=np.int64)
+    for piece in shuffled_order(rows, seed, epoch, buffer):
+        piece = np.concatenate([rest, piece])
+        complete = len(piece) - len(piece) % batch_size
+        rest = piece[complete:]
+        if complete:
+            yield piece[:complete]
+
+
 def batch_indices(
     rows: np.ndarray,  # indices of the rows to read
     batch_size: int,
@@ -45,15 +62,11 @@ def batch_indices(
     announce: Callable[[np.ndarray], None] | None = None,  # told the rows of the next batches
 ) -> Iterator[np.ndarray]:
     """One epoch of shuffled batches, as indices `[batch_size]`."""
-    rest = np.empty(0, dtype=np.int64)
-    for piece in shuffled_order(rows, seed, epoch, buffer):
-        piece = np.concatenate([rest, piece])
-        complete = len(piece) - len(piece) % batch_size
+    for piece in whole_batches(rows, batch_size, seed, epoch, buffer):
         if announce is not None:
             announce(piece)
-        for i in range(0, complete, batch_size):
+        for i in range(0, len(piece), batch_size):
             yield piece[i : i + batch_size]
-        rest = piece[complete:]
 
 # %% ../../nbs/extractor/01_shuffling.ipynb #e43bf8cd
 def row_batches(

@@ -271,6 +271,7 @@ class RowStore:
     tokens: TokenTable | None  # where the rows came from; None where it is not known
     manifest: dict[str, Any]  # what the extractor recorded: model, revision, corpus, ...
     path: Any  # where the rows lie, for messages
+    is_computed: bool = False  # whether a model computes the rows when they are asked for
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} must define __len__()")
@@ -402,12 +403,16 @@ class ActivationStore(RowStore):
         return hashlib.blake2b(norms, digest_size=8).hexdigest()
 
     def rows(self, indices: np.ndarray) -> Tensor:
+        indices = np.asarray(indices, dtype=np.int64)
+        order = np.argsort(indices, kind="stable")  # so that each shard is read once, forwards
+        ascending = indices[order]
+        cuts = np.searchsorted(ascending, self.starts)
         rows = torch.empty(len(indices), self.d_model, dtype=self.dtype)
-        part_of = np.searchsorted(self.starts, indices, side="right") - 1
-        for number in np.unique(part_of):
-            at = np.flatnonzero(part_of == number)
-            inside = torch.from_numpy(indices[at] - self.starts[number])
-            rows[torch.from_numpy(at)] = self.parts[number][inside]
+        for number in np.flatnonzero(np.diff(cuts)):
+            part = slice(cuts[number], cuts[number + 1])
+            inside = torch.from_numpy(ascending[part] - self.starts[number])
+            at = torch.from_numpy(order[part])
+            rows.index_copy_(0, at, self.parts[number][inside])
         return rows
 
     def head(self, rows: int) -> ActivationStore:
