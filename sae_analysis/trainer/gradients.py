@@ -242,7 +242,7 @@ def sparse_pass(
     low: Workspace,
     x: Tensor,  # [rows, d_model] normalised
     elements: int | Tensor,  # rows of the whole batch times d_model; 0-d float64
-    part: int = 0,  # of a batch; later parts leave the gradients of part 0 alone
+    part: int = 0,  # of a batch; later parts leave the gradients of part 0
 ) -> GradientSums:
     """The sums of `dense_pass`, from the entries that are active or inside a window."""
     full, d_hidden = sae.b_dec.dtype, sae.config.d_hidden

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['activate', 'row_shares', 'latent_gradients', 'reconstruction_error']
+__all__ = ['activate', 'row_shares', 'latent_gradients', 'reconstruction_error', 'step_numbers', 'finish_latent_gradients',
+           'adam_step']
 
 # %% ../../nbs/trainer/02_kernels.ipynb #82fd41bb
 @triton.jit
@@ -209,3 +210,215 @@ def reconstruction_error(
         rebuilt, x, b_dec, weight, elements, sums, rows, d_model, rows_per_share, 16, 64
     )
     return sums.sum(0)
+
+# %% ../../nbs/trainer/02_kernels.ipynb #07faa8d0
+@triton.jit
+def _add_up_latents(active, near, gain, threshold, zero, d_hidden, LATENTS: tl.constexpr):
+    """Sums over latents: active, inside their windows, and what windows gain at the threshold."""
+    total, inside, gained = zero, zero, zero
+    for first in range(0, d_hidden, LATENTS):
+        latent = first + tl.arange(0, LATENTS)
+        exists = latent < d_hidden
+        edge = tl.load(threshold + latent, exists, 0.0).to(tl.float64)
+        gains = tl.load(gain + latent, exists, 0.0).to(tl.float64)
+        total += tl.sum(tl.load(active + latent, exists, 0.0).to(tl.float64), 0)
+        inside += tl.sum(tl.load(near + latent, exists, 0.0).to(tl.float64), 0)
+        gained += tl.sum(gains * edge, 0)
+    return total, inside, gained
+
+
+@triton.jit
+def _step_numbers_kernel(
+    active,
+    near,
+    gain,
+    threshold,
+    squared_error,  # 0-d float64, like all numbers here
+    rows,
+    elements,
+    wanted_l0,
+    price,  # smoothed; becomes that of this step
+    near_l0,  # becomes pairs per token above the lower edge of their window
+    numbers,  # [5] the result
+    d_hidden,
+    bandwidth,
+    damping,
+    largest_shift,
+    STEERS: tl.constexpr,
+    LATENTS: tl.constexpr,
+):
+    """The formulas of `Stepper._update`, for one program."""
+    size, count = tl.load(elements), tl.load(rows)
+    sums = _add_up_latents(active, near, gain, threshold, 0.0 * size, d_hidden, LATENTS)
+    total, inside, gained = sums
+    l0, window = total / count, inside / (count * bandwidth)
+    own_price = -gained / tl.maximum(inside, 1.0) * size
+    shift = 0.0 * l0
+    if STEERS:
+        before = tl.load(price)
+        tl.store(price, tl.where(before == before, 0.9 * before + 0.1 * own_price, own_price))
+        shift = damping * (l0 - tl.load(wanted_l0)) / tl.maximum(window, 1e-6)
+        shift = tl.minimum(tl.maximum(shift, -largest_shift), largest_shift)
+    tl.store(near_l0, l0 + inside / (2 * count))
+    tl.store(numbers, l0)
+    tl.store(numbers + 1, tl.load(squared_error) / size)
+    tl.store(numbers + 2, window)
+    tl.store(numbers + 3, own_price)
+    tl.store(numbers + 4, shift)
+
+
+def step_numbers(
+    latent_sums: tuple[Tensor, Tensor, Tensor],  # active, near and gain, [d_hidden] each
+    threshold: Tensor,  # [d_hidden]
+    batch: tuple[Tensor, Tensor, Tensor],  # squared error, rows and elements, 0-d float64 each
+    wanted_l0: Tensor,  # 0-d float64
+    price: Tensor,  # 0-d float64: smoothed; becomes that of this step
+    near_l0: Tensor,  # 0-d float64: becomes pairs per token above the lower edge of their window
+    bandwidth: float,
+    damping: float,  # of the shift
+    largest_shift: float,
+    steers: bool,  # whether L0 has a target
+) -> Tensor:
+    """L0, mean squared error, window, price of this batch, and shift of the thresholds, `[5]`."""
+    numbers = torch.empty(5, dtype=torch.float64, device=threshold.device)
+    tensors = (*latent_sums, threshold, *batch, wanted_l0, price, near_l0, numbers)
+    settings = (len(threshold), bandwidth, damping, largest_shift, steers, 1024)
+    _step_numbers_kernel[(1,)](*tensors, *settings)
+    return numbers
+
+# %% ../../nbs/trainer/02_kernels.ipynb #75163eb1
+@triton.jit
+def _latent_update_kernel(
+    active,
+    near,
+    gain,
+    threshold,
+    d_b_enc,  # becomes complete
+    d_threshold,  # the result
+    dead,  # the result: 1 or 0
+    silent,
+    counted,
+    price,
+    rows,
+    elements,
+    d_hidden,
+    bandwidth,
+    dead_after,
+    revival_weight,
+    LATENTS: tl.constexpr,
+):
+    """The formulas of `threshold_gradient` and `add_revival_gradient`, for one latent each."""
+    latent = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS)
+    exists = latent < d_hidden
+    size, count = tl.load(elements), tl.load(rows)
+    of_pair = (tl.maximum(tl.load(price), 0.0) / size).to(tl.float32)
+    pull = (revival_weight / size * count).to(tl.float32)
+    fired = tl.load(active + latent, exists, 0.0) > 0
+    windows = tl.load(near + latent, exists, 0.0)
+    gains = tl.load(gain + latent, exists, 0.0) * tl.load(threshold + latent, exists, 0.0)
+    before = tl.load(silent + latent, exists, 0.0)
+    is_dead = ((before > dead_after) & (fired == 0)).to(tl.float32)
+    slope = tl.load(d_b_enc + latent, exists, 0.0) - pull * is_dead
+    tl.store(d_b_enc + latent, slope, exists)
+    slope = -(gains + windows * of_pair) / bandwidth + pull * is_dead
+    tl.store(d_threshold + latent, slope, exists)
+    tl.store(dead + latent, is_dead, exists)
+    tl.store(silent + latent, tl.where(fired, 0.0, before + count.to(tl.float32)), exists)
+    tl.store(counted + latent, tl.load(counted + latent, exists, 0.0) + windows, exists)
+
+
+def finish_latent_gradients(
+    latent_sums: tuple[Tensor, Tensor, Tensor],  # active, near and gain, [d_hidden] each
+    threshold: Tensor,  # [d_hidden]
+    d_b_enc: Tensor,  # [d_hidden] becomes complete
+    silent: Tensor,  # [d_hidden] tokens since each latent was last active; is brought up to date
+    counted: Tensor,  # [d_hidden] rows inside each window; is brought up to date
+    batch: tuple[Tensor, Tensor, Tensor],  # price, rows and elements, 0-d float64 each
+    bandwidth: float,
+    dead_after: float,  # tokens
+    revival_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """d loss / d threshold, and 1 for each latent that is dead, else 0; both `[d_hidden]`."""
+    d_threshold, dead = torch.empty_like(threshold), torch.empty_like(threshold)
+    _latent_update_kernel[(triton.cdiv(len(threshold), 256),)](
+        *latent_sums,
+        threshold,
+        d_b_enc,
+        d_threshold,
+        dead,
+        silent,
+        counted,
+        *batch,
+        len(threshold),
+        bandwidth,
+        dead_after,
+        revival_weight,
+        256,
+    )
+    return d_threshold, dead
+
+# %% ../../nbs/trainer/02_kernels.ipynb #e06e91e6
+@triton.jit
+def _adam_kernel(
+    parameter,
+    gradient,
+    mean,  # moving average of the gradient
+    square,  # moving average of its square
+    low,  # copy of the parameter in low precision
+    step,  # 0-d, counted from 1
+    rate,  # 0-d
+    clip,  # 0-d: gradients are multiplied by it
+    decay,
+    beta_mean,
+    beta_square,
+    entries,
+    HAS_LOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """AdamW (Loshchilov and Hutter, 2019), as `torch.optim.AdamW` computes it."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    exists = at < entries
+    taken, speed = tl.load(step), tl.load(rate)
+    slope = tl.load(gradient + at, exists, 0.0) * tl.load(clip).to(tl.float32)
+    first = tl.load(mean + at, exists, 0.0)
+    first += (1 - beta_mean) * (slope - first)
+    second = tl.load(square + at, exists, 0.0) * beta_square
+    second += (1 - beta_square) * slope * slope
+    mean_correction = 1 - tl.exp2(taken * tl.log2(beta_mean))
+    square_correction = tl.sqrt(1 - tl.exp2(taken * tl.log2(beta_square)))
+    value = tl.load(parameter + at, exists, 0.0) * (1 - speed * decay)
+    value -= speed / mean_correction * first / (tl.sqrt(second) / square_correction + 1e-8)
+    tl.store(parameter + at, value, exists)
+    tl.store(mean + at, first, exists)
+    tl.store(square + at, second, exists)
+    if HAS_LOW:
+        tl.store(low + at, value.to(low.dtype.element_ty), exists)
+
+
+def adam_step(
+    parameter: Tensor,  # contiguous, like all others
+    gradient: Tensor,
+    state: dict[str, Tensor],  # `step` (raised before), `exp_avg` and `exp_avg_sq`, in place
+    rate: Tensor,  # 0-d
+    clip: Tensor,  # 0-d: the gradient is multiplied by it
+    decay: float,
+    betas: tuple[float, float],
+    low: Tensor | None = None,  # becomes a copy of the parameter in its own dtype
+) -> None:
+    """One step of AdamW on one parameter, in place, with clipping."""
+    entries = parameter.numel()
+    _adam_kernel[(triton.cdiv(entries, 2048),)](
+        parameter,
+        gradient,
+        state["exp_avg"],
+        state["exp_avg_sq"],
+        parameter if low is None else low,
+        state["step"],
+        rate,
+        clip,
+        decay,
+        *betas,
+        entries,
+        low is not None,
+        2048,
+    )

@@ -28,23 +28,26 @@ from sae_analysis.trainer.gradients import (
 )
 
 # %% auto #0
-__all__ = ['MOMENTS', 'REVIVAL_WEIGHT', 'Move', 'threshold_shift', 'start_ratio', 'initial_sae', 'default_learning_rate',
-           'silence_limit', 'StepStats', 'StepperState', 'StepRecorder', 'choose_dense_pass', 'Stepper']
+__all__ = ['SHIFT_DAMPING', 'LARGEST_SHIFT', 'MOMENTS', 'REVIVAL_WEIGHT', 'Move', 'threshold_shift', 'start_ratio', 'initial_sae',
+           'default_learning_rate', 'silence_limit', 'parameters_like_gradients', 'StepStats', 'StepperState',
+           'StepRecorder', 'has_kernels', 'Stepper']
 
 # %% ../../nbs/trainer/04_step.ipynb #588534fe
+SHIFT_DAMPING = 0.1  # share of the Newton step that is taken
+LARGEST_SHIFT = 0.1  # in units of z
+
+
 def threshold_shift(
     l0: Tensor,  # 0-d, like the others
     target: Tensor,
     window: Tensor,  # entries inside the windows, per token and unit of z
-    damping: float = 0.1,  # share of the Newton step that is taken
-    largest: float = 0.1,  # in units of z
 ) -> Tensor:
     """How far to move all thresholds, in units of z: a damped Newton step on L0, clipped.
 
     `window` estimates -d L0 / d shift.
     """
-    shift = damping * (l0 - target) / window.clamp(min=1e-6)
-    return shift.clamp(-largest, largest)
+    shift = SHIFT_DAMPING * (l0 - target) / window.clamp(min=1e-6)
+    return shift.clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
 
 # %% ../../nbs/trainer/04_step.ipynb #0c05de92
 def start_ratio(sae_config: SAEConfig, config: TrainConfig) -> float:
@@ -113,6 +116,16 @@ def silence_limit(config: SAEConfig, rows: int) -> float:
     """After how many tokens without firing a latent of a run over `rows` rows counts as dead."""
     mean_interval = config.d_hidden / (config.target_l0 or 50)  # tokens between two firings
     return max(60 * mean_interval, 0.002 * rows)
+
+
+def parameters_like_gradients(sae: JumpReLUSAE) -> dict[str, torch.nn.Parameter]:
+    """The SAE's parameters by name; of `W_enc` a transposed view, contiguous like its gradient.
+
+    Adam's fused kernel needs equal layouts.
+    """
+    sae.W_enc.data = sae.W_enc.data.T.contiguous().T
+    transposed = torch.nn.Parameter(sae.W_enc.data.T)
+    return {**dict(sae.named_parameters()), "W_enc": transposed}
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,8 @@ class StepRecorder:
         self.inputs = [tensor.clone() for tensor in given]
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Another thread may be reading rows, and use the GPU meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.values = self.move(*self.inputs)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -213,11 +227,9 @@ class StepRecorder:
         self.graph = graph
 
 
-def choose_dense_pass(device: str) -> Callable[..., GradientSums]:
-    """The dense pass for a device: fused kernels on a GPU with Triton, `dense_pass` elsewhere."""
-    if device == "cuda" and importlib.util.find_spec("triton") is not None:
-        return fused_pass
-    return dense_pass
+def has_kernels(device: str) -> bool:
+    """Whether fused kernels run on a device: a GPU with Triton."""
+    return device == "cuda" and importlib.util.find_spec("triton") is not None
 
 # %% ../../nbs/trainer/04_step.ipynb #76a718e3
 class Stepper:
@@ -233,6 +245,7 @@ class Stepper:
         config: TrainConfig,
         steps: int,  # of the whole run
         reduce: Callable[[GradientSums], None] | None = None,  # adds the sums of other processes
+        fused: bool | None = None,  # use fused kernels; None: where they run
     ):
         self.sae = sae
         self.config = config
@@ -243,11 +256,8 @@ class Stepper:
         c = sae.config
         self.rate = config.learning_rate or default_learning_rate(c, config.batch_size, steps)
         self.dead_after = silence_limit(c, steps * config.batch_size)  # tokens without firing
-        # Column-major, like its gradient: Adam's fused kernel needs equal layouts.
-        sae.W_enc.data = sae.W_enc.data.T.contiguous().T
-        # A view of the same memory, so that its layout is that of its gradient.
-        transposed = torch.nn.Parameter(sae.W_enc.data.T)
-        self.parameters = {**dict(sae.named_parameters()), "W_enc": transposed}
+        self.fused = has_kernels(self.device.type) if fused is None else fused
+        self.parameters = parameters_like_gradients(sae)
         self.optimizer = self._make_optimizer()
         self.low = Workspace(sae, self.dtype)
         self.silent = torch.zeros(c.d_hidden, device=self.device)
@@ -255,27 +265,33 @@ class Stepper:
         price = c.lambda_sparse if c.target_l0 is None else None
         self.progress = StepperState.of(self.device, 0, 1, c.target_l0 or c.d_hidden, price)
         self.wanted_l0 = torch.zeros_like(self.progress.near)
-        self.dense = choose_dense_pass(self.device.type)
         self.recorder = StepRecorder(self._move) if self.device.type == "cuda" else None
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         p = self.parameters
         decay = self.config.weight_decay
         groups: list[dict[str, Any]] = [
-            {"params": [p["W_enc"], p["W_dec"]], "weight_decay": decay, "share": 1.0},
-            {"params": [p["b_enc"], p["b_dec"]], "share": 1.0},
-            {"params": [p["threshold"]], "share": 0.3},
+            {"names": ["W_enc", "W_dec"], "weight_decay": decay, "share": 1.0},
+            {"names": ["b_enc", "b_dec"], "share": 1.0},
+            {"names": ["threshold"], "share": 0.3},
         ]
         on_gpu = self.device.type == "cuda"
         for group in groups:
+            group["params"] = [p[name] for name in group["names"]]
             group["lr"] = torch.tensor(self.rate, device=self.device) if on_gpu else self.rate
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             groups,
             betas=(0.8, 0.95),
             weight_decay=0.0,
             fused=self.device.type in ("cpu", "cuda"),
             capturable=on_gpu,
         )
+        if self.fused:  # kernels do not make Adam's memory by themselves
+            for parameter in p.values():
+                moments = {moment: torch.zeros_like(parameter.data) for moment in MOMENTS[1:]}
+                moments["step"] = torch.zeros((), device=self.device)
+                optimizer.state[parameter] = moments
+        return optimizer
 
     @property
     def count(self) -> int:
@@ -345,10 +361,16 @@ class Stepper:
 
     def _move(self, x: Tensor, elements: Tensor, weight: Tensor | None) -> Tensor:
         """Moves the weights by one step; all of it happens on the device."""
-        sae, progress = self.sae, self.progress
         sums = self._sums(x, elements, weight)
         if self.reduce is not None:
             self.reduce(sums)
+        if self.fused:
+            return self._update_fused(sums, elements)
+        return self._update(sums, elements)
+
+    def _update(self, sums: GradientSums, elements: Tensor) -> Tensor:
+        """Descends, steers thresholds, and keeps count; returns the step's figures, `[4]`."""
+        sae, progress = self.sae, self.progress
         inside = sums.near.sum().to(elements.dtype)  # (row, latent) pairs inside a window
         # The price at which `threshold_gradient` sums to zero over all latents.
         gain = (sums.gain @ sae.threshold).to(elements.dtype)
@@ -366,6 +388,64 @@ class Stepper:
         # Active, and half of each window lies below its threshold.
         progress.near.copy_(l0 + inside / (2 * sums.rows))
         return torch.stack([l0, sums.squared_error / elements, window, price])
+
+    def _update_fused(self, sums: GradientSums, elements: Tensor) -> Tensor:
+        """The same as `_update`, from fused kernels."""
+        from sae_analysis.trainer.kernels import finish_latent_gradients, step_numbers
+
+        c, progress, gradients = self.sae.config, self.progress, sums.gradients
+        latent_sums = (sums.active, sums.near, sums.gain)
+        threshold = self.sae.threshold.data
+        numbers = step_numbers(
+            latent_sums,
+            threshold,
+            (sums.squared_error, sums.rows, elements),
+            self.wanted_l0,
+            progress.price,
+            progress.near,
+            c.bandwidth,
+            SHIFT_DAMPING,
+            LARGEST_SHIFT,
+            c.target_l0 is not None,
+        )
+        gradients["threshold"], dead = finish_latent_gradients(
+            latent_sums,
+            threshold,
+            gradients["b_enc"],
+            self.silent,
+            self.counted,
+            (progress.price, sums.rows, elements),
+            c.bandwidth,
+            self.dead_after,
+            REVIVAL_WEIGHT,
+        )
+        gradients["W_enc"].T.addr_(dead, sums.x * (-REVIVAL_WEIGHT / elements))
+        self._descend_fused(gradients)
+        threshold.add_(numbers[4]).clamp_(min=0)
+        return numbers[:4]
+
+    def _descend_fused(self, gradients: dict[str, Tensor]) -> None:
+        """Clips, takes Adam's step, and copies the weights into the workspace."""
+        from sae_analysis.trainer.kernels import adam_step
+
+        clip = self._clip_share(list(gradients.values()))
+        low = {"W_enc": self.low.W_enc, "W_dec": self.low.W_dec}
+        states = self.optimizer.state
+        torch._foreach_add_([states[p]["step"] for p in self.parameters.values()], 1)
+        for group in self.optimizer.param_groups:
+            rate = torch.as_tensor(group["lr"], dtype=torch.float32)
+            for name, parameter in zip(group["names"], group["params"]):
+                gradient = gradients[name].T if name == "W_enc" else gradients[name]
+                adam_step(
+                    parameter.data,
+                    gradient,
+                    states[parameter],
+                    rate,
+                    clip,
+                    group["weight_decay"],
+                    group["betas"],
+                    low.get(name),
+                )
 
     def _update_price(self, price: Tensor) -> None:
         """Smooths the price over about ten batches; a fixed penalty stays as it is."""
@@ -401,7 +481,8 @@ class Stepper:
             if self.sparse and len(piece) and weight is None:
                 sums = sparse_pass(self.sae, self.low, piece, elements, part)
             else:
-                sums = self.dense(self.sae, self.low, piece, elements, weights[part])
+                dense = fused_pass if self.fused else dense_pass
+                sums = dense(self.sae, self.low, piece, elements, weights[part])
             if total is None:
                 total = sums
             else:
@@ -423,11 +504,15 @@ class Stepper:
 
     def _clip(self, gradients: list[Tensor]) -> None:
         """Scales all gradients so that their joint norm is at most `gradient_clip`."""
-        norm = torch.nn.utils.get_total_norm(gradients)
-        share = (self.config.gradient_clip / norm).clamp(max=1.0)
+        share = self._clip_share(gradients)
         # Asking a GPU whether anything has to be done would wait for it; multiplying by 1 does not.
         if self.device.type != "cpu" or share < 1:
             torch._foreach_mul_(gradients, share)
+
+    def _clip_share(self, gradients: list[Tensor]) -> Tensor:
+        """What gradients are multiplied by, 0-d: 1 unless their joint norm is too large."""
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return (self.config.gradient_clip / norm).clamp(max=1.0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values from which `load_state` continues exactly."""
