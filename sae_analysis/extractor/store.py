@@ -404,15 +404,20 @@ class ActivationStore(RowStore):
 
     def rows(self, indices: np.ndarray) -> Tensor:
         indices = np.asarray(indices, dtype=np.int64)
-        order = np.argsort(indices, kind="stable")  # so that each shard is read once, forwards
-        ascending = indices[order]
+        is_ascending = bool((indices[1:] >= indices[:-1]).all())
+        # Each shard is read once, forwards.
+        order = None if is_ascending else np.argsort(indices, kind="stable")
+        ascending = indices if order is None else indices[order]
         cuts = np.searchsorted(ascending, self.starts)
         rows = torch.empty(len(indices), self.d_model, dtype=self.dtype)
         for number in np.flatnonzero(np.diff(cuts)):
             part = slice(cuts[number], cuts[number + 1])
             inside = torch.from_numpy(ascending[part] - self.starts[number])
-            at = torch.from_numpy(order[part])
-            rows.index_copy_(0, at, self.parts[number][inside])
+            read = self.parts[number][inside]
+            if order is None:
+                rows[part] = read
+            else:
+                rows.index_copy_(0, torch.from_numpy(order[part]), read)
         return rows
 
     def head(self, rows: int) -> ActivationStore:

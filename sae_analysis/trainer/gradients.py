@@ -310,7 +310,7 @@ def fused_pass(
     of_latents = latent_gradients(z, d_z, *biases, weight, sae.config.bandwidth)
     return GradientSums(
         rows=weight.sum(dtype=torch.float64),
-        squared_error=of_rows[0].sum().double(),
+        squared_error=of_rows[0].sum(dtype=torch.float64),
         x=of_rows[2],
         active=of_latents[0],
         near=of_latents[1],

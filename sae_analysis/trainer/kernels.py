@@ -12,7 +12,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['activate', 'row_shares', 'latent_gradients', 'reconstruction_error', 'step_numbers', 'finish_latent_gradients',
-           'adam_step']
+           'pull_dead_latents', 'adam_step']
 
 # %% ../../nbs/trainer/02_kernels.ipynb #82fd41bb
 @triton.jit
@@ -67,10 +67,10 @@ def activate(
 # %% ../../nbs/trainer/02_kernels.ipynb #2ed78a56
 @triton.jit
 def _store_sums(to, column, width, first, second, third):
-    """Writes three sums of columns as the first three rows of a `[rows, width]` matrix."""
-    tl.store(to + column, first, column < width)
-    tl.store(to + width + column, second, column < width)
-    tl.store(to + 2 * width + column, third, column < width)
+    """Adds up three tiles over their rows, and writes that as three rows of a matrix."""
+    tl.store(to + column, tl.sum(first, 0), column < width)
+    tl.store(to + width + column, tl.sum(second, 0), column < width)
+    tl.store(to + 2 * width + column, tl.sum(third, 0), column < width)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def _latent_gradients_kernel(
     latent = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS)
     edge = tl.load(threshold + latent, latent < d_hidden, 0.0)
     shift = tl.load(b_enc + latent, latent < d_hidden, 0.0) - edge
-    zeros = tl.zeros((LATENTS,), tl.float32)
+    zeros = tl.zeros((ROWS, LATENTS), tl.float32)
     active, near, gain, d_bias = zeros, zeros, zeros, zeros
     last = tl.minimum((share + 1) * rows_per_share, rows)
     for first in range(share * rows_per_share, last, ROWS):
@@ -104,12 +104,13 @@ def _latent_gradients_kernel(
         is_near = (tl.abs(above) < half_window) & counts
         d_z = tl.where(is_active, slope, 0.0)
         tl.store(d_f + at, d_z.to(d_f.dtype.element_ty), exists)
-        active += tl.sum(is_active.to(tl.float32), 0)
-        near += tl.sum(is_near.to(tl.float32), 0)
-        gain += tl.sum(tl.where(is_near, slope, 0.0), 0)
-        d_bias += tl.sum(d_z, 0)
+        active += is_active.to(tl.float32)
+        near += is_near.to(tl.float32)
+        gain += tl.where(is_near, slope, 0.0)
+        d_bias += d_z
     _store_sums(sums + share * 4 * d_hidden, latent, d_hidden, active, near, gain)
-    tl.store(sums + (share * 4 + 3) * d_hidden + latent, d_bias, latent < d_hidden)
+    of_share = sums + (share * 4 + 3) * d_hidden
+    tl.store(of_share + latent, tl.sum(d_bias, 0), latent < d_hidden)
 
 
 def row_shares(rows: int, column_blocks: int, wanted: int = 1024) -> tuple[int, int]:
@@ -150,7 +151,7 @@ def latent_gradients(
         rows,
         d_hidden,
         rows_per_share,
-        16,
+        8,
         128,
     )
     return sums.sum(0)
@@ -175,7 +176,7 @@ def _error_kernel(
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     bias = tl.load(b_dec + column, column < d_model, 0.0)
     factor = (2.0 / tl.load(elements)).to(tl.float32)
-    zeros = tl.zeros((COLUMNS,), tl.float32)
+    zeros = tl.zeros((ROWS, COLUMNS), tl.float32)
     squared, slope, total = zeros, zeros, zeros
     last = tl.minimum((share + 1) * rows_per_share, rows)
     for first in range(share * rows_per_share, last, ROWS):
@@ -185,9 +186,9 @@ def _error_kernel(
         error = tl.where(counts, error, 0.0)
         d_rebuilt = error * factor
         tl.store(rebuilt + at, d_rebuilt.to(rebuilt.dtype.element_ty), exists)
-        squared += tl.sum(error * error, 0)
-        slope += tl.sum(d_rebuilt, 0)
-        total += tl.sum(target, 0)
+        squared += error * error
+        slope += d_rebuilt
+        total += target
     _store_sums(sums + share * 3 * d_model, column, d_model, squared, slope, total)
 
 
@@ -207,7 +208,7 @@ def reconstruction_error(
     shares, rows_per_share = row_shares(rows, blocks)
     sums = torch.empty(shares, 3, d_model, device=x.device)
     _error_kernel[(blocks, shares)](
-        rebuilt, x, b_dec, weight, elements, sums, rows, d_model, rows_per_share, 16, 64
+        rebuilt, x, b_dec, weight, elements, sums, rows, d_model, rows_per_share, 8, 64
     )
     return sums.sum(0)
 
@@ -282,8 +283,8 @@ def step_numbers(
     """L0, mean squared error, window, price of this batch, and shift of the thresholds, `[5]`."""
     numbers = torch.empty(5, dtype=torch.float64, device=threshold.device)
     tensors = (*latent_sums, threshold, *batch, wanted_l0, price, near_l0, numbers)
-    settings = (len(threshold), bandwidth, damping, largest_shift, steers, 1024)
-    _step_numbers_kernel[(1,)](*tensors, *settings)
+    settings = (len(threshold), bandwidth, damping, largest_shift, steers, 4096)
+    _step_numbers_kernel[(1,)](*tensors, *settings, num_warps=16)
     return numbers
 
 # %% ../../nbs/trainer/02_kernels.ipynb #75163eb1
@@ -359,6 +360,40 @@ def finish_latent_gradients(
 
 # %% ../../nbs/trainer/02_kernels.ipynb #e06e91e6
 @triton.jit
+def _pull_kernel(
+    d_encoder,  # [d_hidden, d_model]
+    dead,
+    x,
+    elements,
+    d_model,
+    revival_weight,
+    COLUMNS: tl.constexpr,
+):
+    """Pulls the encoder row of a latent towards the rows of the batch, if it is dead."""
+    latent = tl.program_id(0).to(tl.int64)
+    if tl.load(dead + latent) > 0:
+        pull = (revival_weight / tl.load(elements)).to(tl.float32)
+        column = tl.arange(0, COLUMNS)
+        exists = column < d_model
+        at = d_encoder + latent * d_model + column
+        slope = tl.load(at, exists, 0.0) - pull * tl.load(x + column, exists, 0.0)
+        tl.store(at, slope, exists)
+
+
+def pull_dead_latents(
+    d_encoder: Tensor,  # [d_hidden, d_model] d loss/d encoder, in place
+    dead: Tensor,  # [d_hidden] 1 or 0
+    x: Tensor,  # [d_model] sum of the rows
+    elements: Tensor,  # 0-d float64
+    revival_weight: float,
+) -> None:
+    """Adds what revives dead latents to the gradient of their encoder rows."""
+    d_hidden, d_model = d_encoder.shape
+    columns = triton.next_power_of_2(d_model)
+    _pull_kernel[(d_hidden,)](d_encoder, dead, x, elements, d_model, revival_weight, columns)
+
+# %% ../../nbs/trainer/02_kernels.ipynb #96f9e055
+@triton.jit
 def _adam_kernel(
     parameter,
     gradient,
@@ -367,7 +402,9 @@ def _adam_kernel(
     low,  # copy of the parameter in low precision
     step,  # 0-d, counted from 1
     rate,  # 0-d
-    clip,  # 0-d: gradients are multiplied by it
+    norm,  # 0-d: of all gradients together
+    share,  # of the rate
+    largest_norm,
     decay,
     beta_mean,
     beta_square,
@@ -378,8 +415,9 @@ def _adam_kernel(
     """AdamW (Loshchilov and Hutter, 2019), as `torch.optim.AdamW` computes it."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = at < entries
-    taken, speed = tl.load(step), tl.load(rate)
-    slope = tl.load(gradient + at, exists, 0.0) * tl.load(clip).to(tl.float32)
+    taken, speed = tl.load(step), share * tl.load(rate)
+    clip = tl.minimum(largest_norm / tl.load(norm), 1.0)
+    slope = tl.load(gradient + at, exists, 0.0) * clip
     first = tl.load(mean + at, exists, 0.0)
     first += (1 - beta_mean) * (slope - first)
     second = tl.load(square + at, exists, 0.0) * beta_square
@@ -400,7 +438,9 @@ def adam_step(
     gradient: Tensor,
     state: dict[str, Tensor],  # `step` (raised before), `exp_avg` and `exp_avg_sq`, in place
     rate: Tensor,  # 0-d
-    clip: Tensor,  # 0-d: the gradient is multiplied by it
+    norm: Tensor,  # 0-d: of all gradients together
+    share: float,  # of the rate
+    largest_norm: float,  # the gradient is scaled down where `norm` is larger
     decay: float,
     betas: tuple[float, float],
     low: Tensor | None = None,  # becomes a copy of the parameter in its own dtype
@@ -415,7 +455,9 @@ def adam_step(
         parameter if low is None else low,
         state["step"],
         rate,
-        clip,
+        norm,
+        share,
+        largest_norm,
         decay,
         *betas,
         entries,

@@ -236,6 +236,7 @@ class Stepper:
     """Takes training steps on one SAE that reads normalised activations."""
 
     wanted_l0: Tensor  # 0-d float64: the target of this step, on the device
+    rate_now: Tensor  # 0-d: the learning rate of this step, on the device
     silent: Tensor  # [d_hidden] tokens since each latent was last active
     counted: Tensor  # [d_hidden] rows inside each window since the epoch began
 
@@ -265,6 +266,7 @@ class Stepper:
         price = c.lambda_sparse if c.target_l0 is None else None
         self.progress = StepperState.of(self.device, 0, 1, c.target_l0 or c.d_hidden, price)
         self.wanted_l0 = torch.zeros_like(self.progress.near)
+        self.rate_now = torch.zeros((), device=self.device)
         self.recorder = StepRecorder(self._move) if self.device.type == "cuda" else None
 
     def _make_optimizer(self) -> torch.optim.AdamW:
@@ -350,12 +352,12 @@ class Stepper:
 
     def _set_schedule(self) -> None:
         """Sets the learning rates and the target L0 of this step."""
+        self.rate_now.fill_(self.learning_rate)
         for group in self.optimizer.param_groups:
-            rate = group["share"] * self.learning_rate
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                torch.mul(self.rate_now, group["share"], out=group["lr"])
             else:
-                group["lr"] = rate
+                group["lr"] = group["share"] * self.learning_rate
         if self.sae.config.target_l0 is not None:
             self.wanted_l0.fill_(self.target)
 
@@ -391,7 +393,11 @@ class Stepper:
 
     def _update_fused(self, sums: GradientSums, elements: Tensor) -> Tensor:
         """The same as `_update`, from fused kernels."""
-        from sae_analysis.trainer.kernels import finish_latent_gradients, step_numbers
+        from sae_analysis.trainer.kernels import (
+            finish_latent_gradients,
+            pull_dead_latents,
+            step_numbers,
+        )
 
         c, progress, gradients = self.sae.config, self.progress, sums.gradients
         latent_sums = (sums.active, sums.near, sums.gain)
@@ -419,7 +425,7 @@ class Stepper:
             self.dead_after,
             REVIVAL_WEIGHT,
         )
-        gradients["W_enc"].T.addr_(dead, sums.x * (-REVIVAL_WEIGHT / elements))
+        pull_dead_latents(gradients["W_enc"].T, dead, sums.x, elements, REVIVAL_WEIGHT)
         self._descend_fused(gradients)
         threshold.add_(numbers[4]).clamp_(min=0)
         return numbers[:4]
@@ -428,20 +434,21 @@ class Stepper:
         """Clips, takes Adam's step, and copies the weights into the workspace."""
         from sae_analysis.trainer.kernels import adam_step
 
-        clip = self._clip_share(list(gradients.values()))
+        norm = torch.nn.utils.get_total_norm(gradients.values())
         low = {"W_enc": self.low.W_enc, "W_dec": self.low.W_dec}
         states = self.optimizer.state
         torch._foreach_add_([states[p]["step"] for p in self.parameters.values()], 1)
         for group in self.optimizer.param_groups:
-            rate = torch.as_tensor(group["lr"], dtype=torch.float32)
             for name, parameter in zip(group["names"], group["params"]):
                 gradient = gradients[name].T if name == "W_enc" else gradients[name]
                 adam_step(
                     parameter.data,
                     gradient,
                     states[parameter],
-                    rate,
-                    clip,
+                    self.rate_now,
+                    norm,
+                    group["share"],
+                    self.config.gradient_clip,
                     group["weight_decay"],
                     group["betas"],
                     low.get(name),
@@ -504,15 +511,11 @@ class Stepper:
 
     def _clip(self, gradients: list[Tensor]) -> None:
         """Scales all gradients so that their joint norm is at most `gradient_clip`."""
-        share = self._clip_share(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        share = (self.config.gradient_clip / norm).clamp(max=1.0)
         # Asking a GPU whether anything has to be done would wait for it; multiplying by 1 does not.
         if self.device.type != "cpu" or share < 1:
             torch._foreach_mul_(gradients, share)
-
-    def _clip_share(self, gradients: list[Tensor]) -> Tensor:
-        """What gradients are multiplied by, 0-d: 1 unless their joint norm is too large."""
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return (self.config.gradient_clip / norm).clamp(max=1.0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values from which `load_state` continues exactly."""

@@ -37,7 +37,7 @@ from sae_analysis.trainer.step import (
 from .validation import match_target_l0, validate, validation_sample
 
 # %% auto #0
-__all__ = ['CURVE', 'READ_EVERY', 'EpochProgress', 'warn_if_undertrained', 'add_across_processes', 'Trainer']
+__all__ = ['CURVE', 'SEND_EVERY', 'EpochProgress', 'warn_if_undertrained', 'add_across_processes', 'SentFigures', 'Trainer']
 
 # %% ../../nbs/trainer/08_trainer.ipynb #51e84957
 @dataclass
@@ -113,6 +113,32 @@ def add_across_processes(processes: Processes, sums: GradientSums) -> None:
     for tensor in sums.tensors():
         processes.add(tensor if tensor.is_contiguous() else tensor.T)
 
+# %% ../../nbs/trainer/08_trainer.ipynb #e2f46765
+@dataclass(frozen=True)
+class SentFigures:
+    """Figures of some steps, on their way from the device."""
+
+    steps: list[int]
+    figures: Tensor  # [steps, 4] in main memory, once they have arrived
+    arrived: Any  # a torch.cuda.Event; None where nothing has to be waited for
+
+    @staticmethod
+    def of(steps: list[int], figures: Tensor) -> SentFigures:
+        """Sends figures `[steps, 4]` from their device."""
+        if figures.device.type != "cuda":
+            return SentFigures(steps, figures.cpu(), None)
+        copy = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+        copy.copy_(figures, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return SentFigures(steps, copy, arrived)
+
+    def receive(self) -> tuple[list[int], Tensor]:
+        """Steps and figures, once these have arrived."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.steps, self.figures
+
 # %% ../../nbs/trainer/08_trainer.ipynb #3b186b2c
 class Trainer:
     """Trains one SAE on one layer's store.
@@ -142,6 +168,7 @@ class Trainer:
         self.best: SAE | None = None
         self.progress = EpochProgress()
         self.unread: list[tuple[int, Tensor]] = []  # steps whose figures are still on the device
+        self.sent: SentFigures | None = None  # figures on their way from the device
         curve: dict[str, list] = {name: [] for name in CURVE}
         self.history: dict[str, Any] = {"curve": curve, **self.description()}
         warn_if_undertrained(self.stepper)
@@ -241,26 +268,41 @@ class Trainer:
                 yield self.config.batch_size
 
     def learn(self, batch: Batch) -> None:
-        """One step. Raises `InputError` as `read_figures` does, up to `READ_EVERY` steps later."""
+        """One step. Raises `InputError` as `read_figures` does; on a GPU up to 50 steps later."""
         if not batch.count:  # all rows are sinks
             self.stepper.skip()
             return
         values = self.stepper.step(batch.x, batch.count * self.store.d_model, batch.weight)
         self.unread.append((self.stepper.count, values))
-        if self.device == "cpu" or len(self.unread) == READ_EVERY:
+        if self.device == "cpu":
             self.read_figures()
+        elif len(self.unread) == SEND_EVERY:
+            self._read_sent()  # those before; the GPU need not wait for these
+            self._send()
 
     def read_figures(self) -> None:
-        """Adds the figures of the last steps to the history; on a GPU it waits for them.
+        """Adds the figures of all steps so far to the history; on a GPU it waits for them.
 
         Raises `InputError` when a loss is not finite.
         """
-        if not self.unread:
-            return
-        steps = [step for step, _ in self.unread]
+        self._read_sent()
+        if self.unread:
+            self._send()
+            self._read_sent()
+
+    def _send(self) -> None:
+        """Lets the device send the figures that have not been read."""
         figures = torch.stack([values for _, values in self.unread])  # [steps, 4]
+        self.sent = SentFigures.of([step for step, _ in self.unread], figures)
         self.unread = []
-        for step, values in zip(steps, figures.cpu()):
+
+    def _read_sent(self) -> None:
+        """Waits for the figures that were sent, and adds them to the history."""
+        if self.sent is None:
+            return
+        steps, figures = self.sent.receive()
+        self.sent = None
+        for step, values in zip(steps, figures):
             self._add_figures(step, StepStats.read(values))
 
     def _add_figures(self, step: int, stats: StepStats) -> None:
@@ -404,7 +446,7 @@ class Trainer:
 
 
 CURVE = ("step", "l0", "recon_loss", "price", "learning_rate")  # of the history's training curves
-READ_EVERY = 50  # steps after which a GPU's figures are read
+SEND_EVERY = 25  # steps after which a GPU sends figures; they are read when it sends the next
 
 
 def _check_width(store: RowStore, sae_config: SAEConfig) -> None:
