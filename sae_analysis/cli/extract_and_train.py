@@ -16,7 +16,7 @@ from ..core.config import ExtractConfig, SAEConfig, TrainConfig, load_config, se
 from ..core.devices import compute_dtype, pick_device, seed_everything
 from ..core.errors import InputError, log
 from ..core.files import check_writable
-from ..core.processes import join_processes, rank_device
+from ..core.processes import join_processes
 from ..core.remote import as_path, is_remote, writable_folder
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _load_model(job: Job) -> tuple[LanguageModel, list[int]]:
     """The model, and the layers of it that are wanted."""
     from sae_analysis.models.language_model import load_model
 
-    model = load_model(job.model, rank_device(job.device), reading_dtype(job))
+    model = load_model(job.model, job.device, reading_dtype(job))
     width = job.sae_config.d_model
     if job.d_model_is_set and (job.trains or job.plan) and width != model.d_model:
         raise InputError(

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/04_devices.ipynb #a0e98395
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['pick_device', 'compute_dtype', 'scalar_dtype', 'seed_everything', 'is_out_of_memory', 'free_memory']
+__all__ = ['pick_device', 'own_gpu', 'compute_dtype', 'scalar_dtype', 'seed_everything', 'is_out_of_memory', 'free_memory',
+           'machine_identity']
 
 # %% ../../nbs/core/04_devices.ipynb #1aa770af
 def pick_device(name: str | None = None) -> str:
@@ -30,12 +32,28 @@ def pick_device(name: str | None = None) -> str:
     if torch.backends.mps.is_available():
         available.append("mps")
     if name is None or name == "auto":
-        return "cuda" if "cuda" in available else available[-1]
+        name = "cuda" if "cuda" in available else available[-1]
     if name.split(":")[0] not in available:
         raise InputError(
             f"device {name!r} is not available on this machine; it has: {', '.join(available)}"
         )
-    return name
+    return own_gpu(name, torch.cuda.device_count())
+
+
+def own_gpu(device: str, gpus: int) -> str:
+    """The GPU of this process, when `torchrun` started several; other devices as they are.
+
+    Raises `InputError` when there are fewer GPUs than processes on this machine.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not device.startswith("cuda") or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    if rank >= gpus:
+        raise InputError(
+            f"process {rank} of this machine finds {gpus} GPUs, and each process needs one of its"
+            f" own; start torchrun with --nproc-per-node {gpus}, or give --device cpu"
+        )
+    return f"cuda:{rank}"
 
 # %% ../../nbs/core/04_devices.ipynb #19bdd95a
 def compute_dtype(device: str) -> torch.dtype:
@@ -74,7 +92,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    words = ("allocate memory", "out of memory")
+    words = (
+        "allocate memory",
+        "out of memory",
+        "STATUS_ALLOC_FAILED",
+    )  # the last of CUDA libraries
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 # %% ../../nbs/core/04_devices.ipynb #07d5dc6b
@@ -88,3 +110,12 @@ def free_memory() -> int | None:
     except OSError:
         pass
     return None
+
+# %% ../../nbs/core/04_devices.ipynb #99c02474
+def machine_identity(device: str) -> dict[str, str | None]:
+    """What the last digits of a computation depend on: kind of device, GPU, version of torch."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    gpu = torch.cuda.get_device_name(device) if on_gpu else None
+    return {"device": device.split(":")[0], "gpu": gpu, "torch": torch.__version__}

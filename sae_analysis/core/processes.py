@@ -14,7 +14,7 @@ from typing import Any, Callable, TypeVar
 from .errors import InputError, first_line
 
 # %% auto #0
-__all__ = ['Work', 'ProcessLost', 'Processes', 'join_processes', 'rank_device']
+__all__ = ['Work', 'PATIENCE', 'ProcessLost', 'Processes', 'says_process_lost', 'join_processes']
 
 # %% ../../nbs/core/05_processes.ipynb #58c194ea
 Work = TypeVar("Work")
@@ -71,19 +71,37 @@ class Processes:
         return result
 
     def _together(self, operation: Callable[[Any], Any]) -> None:
-        """A collective operation; raises `ProcessLost` when another process is gone."""
+        """A collective operation; raises `ProcessLost` when the network says another is gone."""
         import torch.distributed as distributed
 
         try:
             operation(distributed)
         except RuntimeError as error:
+            if not says_process_lost(error):
+                raise
             reason = first_line(error)[:200]
             raise ProcessLost(
-                f"another process of this run has stopped ({reason}); saved files are intact:"
-                " start the same command again to resume"
+                f"another process of this run has stopped or cannot be reached ({reason}); saved"
+                " files are intact: start the same command again to resume"
             ) from None
 
+
+def says_process_lost(error: BaseException) -> bool:
+    """Whether an error of a collective operation is about the connection to another process."""
+    words = ("connect", "peer", "socket", "remote process", "timed out", "timeout", "broken pipe")
+    text = str(error).lower()
+    return any(word in text for word in words)
+
 # %% ../../nbs/core/05_processes.ipynb #0722a49b
+def _join_with_gpu(distributed: Any) -> None:
+    """Joins with this process's GPU; tensors in main memory can be exchanged too."""
+    import torch
+
+    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(gpu)
+    distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=gpu)
+
+
 def _leave_group() -> None:
     import torch.distributed as distributed
 
@@ -91,13 +109,15 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def join_processes(
-    device: str = "cpu",
-    minutes: float = 30,  # how long a process waits for another
-) -> Processes:
+# How long a process waits for another: one that has no work left waits for the slowest.
+PATIENCE = timedelta(hours=24)
+
+
+def join_processes(device: str = "cpu") -> Processes:
     """This process among those that `torchrun` started; alone without it.
 
-    Raises `InputError` when the environment is incomplete.
+    On GPUs it is bound to its own, for good. Raises `InputError` when the environment is
+    incomplete.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -107,14 +127,9 @@ def join_processes(
     import torch.distributed as distributed
 
     if not distributed.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        if device.startswith("cuda"):
+            _join_with_gpu(distributed)
+        else:
+            distributed.init_process_group("gloo", timeout=PATIENCE)
         atexit.register(_leave_group)
     return Processes(distributed.get_rank(), world)
-
-# %% ../../nbs/core/05_processes.ipynb #f51b2397
-def rank_device(device: str) -> str:
-    """`cuda` as this process's own GPU; other devices as they are."""
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import ExtractConfig, TrainConfig, with_options
+from ..core.devices import machine_identity
 from ..core.errors import DiskFull, InputError, log
 from ..core.processes import Processes, join_processes
 from ..core.remote import as_path, free_bytes, writable_folder
@@ -382,6 +383,22 @@ def _warn_of_disk(needed: int, out: Path) -> None:
         )
 
 
+def _note_machine(tokens: ShardFolder, model: LanguageModel, config: ExtractConfig) -> None:
+    """Notes beside the tokens what the rows' last digits depend on; warns if that has changed."""
+    now = {**machine_identity(str(model.device)), "batch_size": config.batch_size}
+    before = tokens.manifest.get("made_with", now)
+    if before != now:
+        log.warning(
+            "%s was begun with %s and continues with %s: rows may differ in their last digits from"
+            " those of an unbroken run",
+            tokens.path.parent,
+            before,
+            now,
+        )
+    elif "made_with" not in tokens.manifest:
+        tokens.update({"made_with": now})
+
+
 def _write_missing(
     model: LanguageModel,
     corpus: Corpus | Sequence[str],
@@ -391,6 +408,8 @@ def _write_missing(
     processes: Processes,
 ) -> None:
     """Writes what a run lacks; a full disk is an error that says how much is missing."""
+    if processes.first:
+        _note_machine(folders[None], model, config)
     size = (config.num_tokens, model.d_model, getattr(torch, config.dtype))
     _warn_of_disk(missing_bytes(folders, *size), out)
     try:
@@ -427,8 +446,7 @@ def extract(
     config = with_options(config or ExtractConfig(), options)
     layers = model.check_layers(_as_list(layers))
     folder = writable_folder(out)
-    # A process that has no shard left waits for the slowest, so the usual 30 minutes are too few.
-    processes = join_processes(model.device.type, minutes=24 * 60)
+    processes = join_processes(model.device.type)
     identity = run_identity(model, corpus, config)
     folders = processes.first_then_others(
         lambda: _open_folders(folder, layers, identity, config.num_tokens)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.config import TrainConfig
+from ..core.devices import is_out_of_memory
 from ..core.errors import InputError
 from ..loaders.documents import Document
 from ..loaders.windows import pack_windows
@@ -49,12 +50,12 @@ def next_token_losses(
     is_real: Tensor,  # [sequences, positions] False at padding
 ) -> Tensor:
     """Cross-entropy of each real next token in nats, `[predictions]`."""
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1),
-        input_ids[:, 1:].to(logits.device).flatten(),
-        reduction="none",
-    )
-    return losses[is_real[:, 1:].flatten().to(losses.device)]
+    # One sequence at a time: a float32 copy of all logits can be gigabytes.
+    following = input_ids[:, 1:].to(logits.device)
+    losses = []
+    for scores, tokens in zip(logits[:, :-1], following):
+        losses.append(torch.nn.functional.cross_entropy(scores.float(), tokens, reduction="none"))
+    return torch.cat(losses)[is_real[:, 1:].flatten().to(logits.device)]
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #f337a115
 @dataclass
@@ -71,6 +72,12 @@ class LossSums:
     def add(self, name: str, losses: Tensor) -> None:
         """Add the losses of a batch, `[predictions]`, to the sum called `name`."""
         setattr(self, name, getattr(self, name) + losses.cpu().double().sum().item())
+
+    def __iadd__(self, other: LossSums) -> LossSums:
+        for field in fields(self):
+            total = getattr(self, field.name) + getattr(other, field.name)
+            setattr(self, field.name, total)
+        return self
 
     def recovered(self, replaced: float) -> float:
         """Of the loss that `replaced` adds, the share that the reconstruction does not."""
@@ -124,17 +131,24 @@ def add_losses(
     sums.add("sae", next_token_losses(input_ids, sae_logits, is_real))
     sums.add("zero", next_token_losses(input_ids, logits_with(torch.zeros_like), is_real))
     sums.add("mean", next_token_losses(input_ids, logits_with(averaged), is_real))
-    is_predicted = is_real[:, 1:].flatten()
-    sums.kl += _divergence(clean_logits, sae_logits, is_predicted)
+    is_predicted = is_real[:, 1:]
+    sums.kl += _divergence(clean_logits[:, :-1], sae_logits[:, :-1], is_predicted)
     sums.predictions += int(is_predicted.sum())
 
 
-def _divergence(clean_logits: Tensor, sae_logits: Tensor, is_predicted: Tensor) -> float:
+def _divergence(
+    clean_logits: Tensor,  # [sequences, predictions, vocabulary]
+    sae_logits: Tensor,  # [sequences, predictions, vocabulary]
+    is_predicted: Tensor,  # [sequences, predictions] False at padding
+) -> float:
     """The summed KL(clean || sae) of next-token distributions in nats."""
-    p = clean_logits[:, :-1].float().log_softmax(-1).flatten(0, 1)  # [predictions, vocabulary]
-    q = sae_logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
-    divergence = (p.exp() * (p - q)).sum(-1)  # [predictions]
-    return divergence[is_predicted.to(divergence.device)].cpu().double().sum().item()
+    total = 0.0
+    for clean, changed, counts in zip(clean_logits, sae_logits, is_predicted):
+        p = clean.float().log_softmax(-1)  # [predictions, vocabulary]
+        q = changed.float().log_softmax(-1)
+        divergence = (p.exp() * (p - q)).sum(-1)  # [predictions]
+        total += divergence[counts.to(divergence.device)].cpu().double().sum().item()
+    return total
 
 # %% ../../nbs/interpreter/00_evaluation.ipynb #e8d89bc1
 @dataclass(frozen=True)
@@ -222,9 +236,22 @@ class _Evaluation:
     def _add_losses(
         self, measured: _Measured, input_ids: Tensor, counted: Tensor, is_real: Tensor
     ) -> None:
-        """Add the losses with and without the SAE, where it replaces the `counted` positions."""
-        model = self.reader.model
-        add_losses(measured.losses, model, self.sae, self.layer, input_ids, counted, is_real)
+        """Add the losses with and without the SAE, where it replaces the `counted` positions.
+
+        When memory runs out, half the windows at a time. The mean that replaces the stream in one
+        of the four runs is then that of a half.
+        """
+        sums = LossSums()
+        try:
+            add_losses(sums, self.reader.model, self.sae, self.layer, input_ids, counted, is_real)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(input_ids) == 1:
+                raise
+            middle = len(input_ids) // 2
+            for half in (slice(middle), slice(middle, None)):
+                self._add_losses(measured, input_ids[half], counted[half], is_real[half])
+            return
+        measured.losses += sums
 
     def quality(self) -> Quality:
         """What was measured."""

@@ -154,12 +154,21 @@ def check_resumable(
     folder: Path,
 ) -> None:
     """Raises `InputError` when a run may not resume from a snapshot."""
-    changed = describe_changes(before, now)
+    changed = describe_changes(before, now, "run.")
     if changed and resume != "anyway":
         raise InputError(
             f"{folder} holds an unfinished run with other settings: {changed}. Give the same"
             " settings, or resume='never' (--resume never) to start from the beginning, or"
             " resume='anyway' to continue from its weights with the new settings"
+        )
+    noted = {key: now[key] for key in now if key.startswith("run.") and key in before}
+    elsewhere = describe_changes(before, noted)
+    if elsewhere:
+        log.warning(
+            "%s: resuming with other hardware or software (%s); the run will not end with the same"
+            " bytes as an unbroken one",
+            folder,
+            elsewhere,
         )
     is_fixed = any(before.get(key) != now[key] for key in FIXED_KEYS)
     if is_fixed or taken >= steps:

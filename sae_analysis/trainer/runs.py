@@ -16,7 +16,7 @@ from ..core.config import SAEConfig, TrainConfig
 from ..core.devices import pick_device
 from ..core.errors import InputError, log
 from ..core.files import check_writable
-from ..core.processes import Processes, join_processes, rank_device
+from ..core.processes import Processes, join_processes
 from ..extractor.store import RowStore, open_store
 from .checkpoints import RunFolder, TrainRun, check_resumable
 from .trainer import Trainer
@@ -407,7 +407,7 @@ def train_saes(
         [1, 2]
     """
     _check_run(resume, (save_dir, tensorboard))
-    device = rank_device(pick_device(device))
+    device = pick_device(device)
     config = config or TrainConfig()
     chosen, processes = _share_layers(select_stores(stores, layers), device, data_parallel)
     layer_runs = []

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..core.config import SAEConfig, TrainConfig
-from ..core.devices import pick_device
+from ..core.devices import machine_identity, pick_device
 from ..core.errors import InputError, log
 from ..core.processes import Processes
 from ..extractor.store import RowStore
@@ -247,7 +247,7 @@ class Trainer:
             "run": {
                 "version": __version__,
                 "processes": self.processes.world,
-                "device": self.device.split(":")[0],
+                **machine_identity(self.device),
             },
         }
         flat = {}
