@@ -5,6 +5,7 @@
 # %% ../../nbs/extractor/02_extraction.ipynb #814af04a
 from __future__ import annotations
 
+import os
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,20 +31,18 @@ from ..models.reading import ResidualReader
 from ..models.shards import TokenShard, token_shards
 
 # %% auto #0
-__all__ = ['Rows', 'Folders', 'to_stored_dtype', 'ShardReader', 'shard_windows', 'run_identity', 'layer_folder', 'is_incomplete',
+__all__ = ['Rows', 'Folders', 'WRITERS', 'ShardReader', 'shard_windows', 'run_identity', 'layer_folder', 'is_incomplete',
            'missing_bytes', 'norm_summary', 'check_length', 'extract', 'HiddenStateExtractor']
 
 # %% ../../nbs/extractor/02_extraction.ipynb #8e5ee798
-def to_stored_dtype(rows: Tensor, dtype: torch.dtype, layer: int) -> Tensor:
-    """`rows` in the dtype of the store; raises `InputError` when values would overflow."""
-    if dtype == torch.float16 and len(rows):
-        largest = rows.abs().max().item()
-        if largest > torch.finfo(dtype).max:
-            raise InputError(
-                f"layer {layer}: values up to {largest:.3g} overflow float16; store them as"
-                " bfloat16 or float32"
-            )
-    return rows.to(dtype)
+def _check_overflow(states: Tensor, layer: int) -> None:
+    """Raises `InputError` when finite values became infinite in a store's dtype."""
+    if states.dtype == torch.float16 and states.isinf().any():
+        largest = torch.finfo(states.dtype).max
+        raise InputError(
+            f"layer {layer}: values beyond {largest:,.0f} overflow float16; store them as"
+            " bfloat16 or float32"
+        )
 
 
 def _check_finite(
@@ -76,6 +75,7 @@ class ShardReader:
         self.model = model
         self.reader = ResidualReader(model, batch_size)
         self.dtype = dtype
+        self.on_gpu = model.device.type == "cuda"
 
     def read(
         self,
@@ -87,9 +87,7 @@ class ShardReader:
         """The rows of a shard, by layer, in the order of windows and positions."""
 
         def convert(layer: int, rows: Tensor, part: slice) -> Rows:
-            norms = rows.float().norm(dim=1).cpu()  # [rows]
-            _check_finite(norms, layer, shard.document[part][shard.kept[part]], document_ids)
-            return {"hidden_states": to_stored_dtype(rows, self.dtype, layer).cpu(), "norms": norms}
+            return {"hidden_states": rows.to(self.dtype), "norms": rows.float().norm(dim=1)}
 
         count = shard.rows
         read: dict[int, Rows] = {layer: self._empty(count) for layer in layers}
@@ -100,16 +98,27 @@ class ShardReader:
             end = first + int(shard.kept[window].sum())
             for layer in layers:
                 for name, values in batch.rows[layer].items():
-                    read[layer][name][first:end] = values
+                    read[layer][name][first:end].copy_(values, non_blocking=True)
             if bar is not None:
                 bar.update(end - first)
             first = end
+        if self.on_gpu:
+            torch.cuda.synchronize(self.model.device)
+        self._check(read, shard, document_ids)
         return read
+
+    def _check(self, read: dict[int, Rows], shard: TokenShard, document_ids: Sequence[str]) -> None:
+        """Raises `InputError` for rows that are not finite, or were not before they were stored."""
+        document = shard.document[shard.kept]
+        for layer, rows in read.items():
+            _check_finite(rows["norms"], layer, document, document_ids)
+            _check_overflow(rows["hidden_states"], layer)
 
     def _empty(self, count: int) -> Rows:
         """Memory for `count` rows."""
-        states = torch.empty(count, self.model.d_model, dtype=self.dtype)
-        return {"hidden_states": states, "norms": torch.empty(count)}
+        shape, locked = (count, self.model.d_model), self.on_gpu
+        states = torch.empty(shape, dtype=self.dtype, pin_memory=locked)
+        return {"hidden_states": states, "norms": torch.empty(count, pin_memory=locked)}
 
 # %% ../../nbs/extractor/02_extraction.ipynb #3f3f22ab
 def shard_windows(model: LanguageModel, context: int) -> int:
@@ -180,6 +189,10 @@ def _open_folders(
     return folders
 
 # %% ../../nbs/extractor/02_extraction.ipynb #c57297bc
+# Layers that are written at a time. Writing and hashing keep a core busy, and hold a copy.
+WRITERS = min(8, max(1, (os.cpu_count() or 1) // 4))
+
+
 @dataclass
 class _Task:
     """A shard to write: its number, and how much of it the run wants."""
@@ -200,9 +213,13 @@ class _Task:
         }
         if not folders[None].has(self.number):
             folders[None].write(self.number, tokens, self.shard.rows, self.partial)
-        for layer, rows in read.items():
-            wanted = {name: tensor[: self.rows] for name, tensor in rows.items()}
+
+        def write_layer(layer: int) -> None:
+            wanted = {name: tensor[: self.rows] for name, tensor in read[layer].items()}
             folders[layer].write(self.number, wanted, self.rows, self.partial)
+
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(write_layer, read))
         if processes.world == 1:  # several processes join their notes at the end
             for folder in folders.values():
                 folder.join()

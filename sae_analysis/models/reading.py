@@ -131,9 +131,12 @@ class ResidualReader:
         """The rows of the sequences in `part`, from one forward pass."""
         mask = padding_mask(self.model, None if is_real is None else is_real[part])
         streams = self.model.residuals(input_ids[part].long(), layers, mask)
+        # Found once, and where the mask lies: a GPU would have to wait for their number.
+        wanted = keep[part].flatten().nonzero().view(-1)
         rows = {}
         for layer, stream in streams.items():  # [sequences, positions, d_model]
-            kept = stream[keep[part].to(stream.device)]  # [rows, d_model]
+            at = wanted.to(stream.device, non_blocking=True)
+            kept = stream.flatten(0, 1).index_select(0, at)  # [rows, d_model]
             rows[layer] = kept if convert is None else convert(layer, kept, part)
         return rows
 
