@@ -295,7 +295,12 @@ def fused_pass(
     weight: Tensor | None = None,  # [rows, 1] 1 for rows that count, 0 for others; None: all count
 ) -> GradientSums:
     """The sums of `dense_pass`, from fused kernels."""
-    from sae_analysis.trainer.kernels import activate, latent_gradients, reconstruction_error
+    from sae_analysis.trainer.kernels import (
+        activate,
+        exact_sum,
+        latent_gradients,
+        reconstruction_error,
+    )
 
     if weight is None:
         weight = torch.ones(len(x), 1, device=x.device)
@@ -309,8 +314,8 @@ def fused_pass(
     d_z = d_rebuilt @ low.W_dec.T  # [rows, d_hidden]; d loss/d f so far
     of_latents = latent_gradients(z, d_z, *biases, weight, sae.config.bandwidth)
     return GradientSums(
-        rows=weight.sum(dtype=torch.float64),
-        squared_error=of_rows[0].sum(dtype=torch.float64),
+        rows=exact_sum(weight),
+        squared_error=exact_sum(of_rows[0]),
         x=of_rows[2],
         active=of_latents[0],
         near=of_latents[1],

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['activate', 'row_shares', 'latent_gradients', 'reconstruction_error', 'step_numbers', 'finish_latent_gradients',
-           'pull_dead_latents', 'adam_step']
+__all__ = ['activate', 'row_shares', 'latent_gradients', 'reconstruction_error', 'exact_sum', 'step_numbers',
+           'finish_latent_gradients', 'pull_dead_latents', 'adam_step']
 
 # %% ../../nbs/trainer/02_kernels.ipynb #82fd41bb
 @triton.jit
@@ -211,6 +211,23 @@ def reconstruction_error(
         rebuilt, x, b_dec, weight, elements, sums, rows, d_model, rows_per_share, 8, 64
     )
     return sums.sum(0)
+
+# %% ../../nbs/trainer/02_kernels.ipynb #d17c16c8
+@triton.jit
+def _sum_kernel(values, count, to, BLOCK: tl.constexpr):
+    """The sum of `count` values, by one program."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        total += tl.load(values + at, at < count, 0.0).to(tl.float64)
+    tl.store(to, tl.sum(total, 0))
+
+
+def exact_sum(values: Tensor) -> Tensor:
+    """The sum of float32 values, 0-d float64, in one kernel."""
+    total = torch.empty((), dtype=torch.float64, device=values.device)
+    _sum_kernel[(1,)](values, values.numel(), total, 1024)
+    return total
 
 # %% ../../nbs/trainer/02_kernels.ipynb #07faa8d0
 @triton.jit

@@ -353,9 +353,9 @@ class Stepper:
     def _set_schedule(self) -> None:
         """Sets the learning rates and the target L0 of this step."""
         self.rate_now.fill_(self.learning_rate)
-        for group in self.optimizer.param_groups:
+        for group in [] if self.fused else self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                torch.mul(self.rate_now, group["share"], out=group["lr"])
+                group["lr"].copy_(group["share"] * self.rate_now)
             else:
                 group["lr"] = group["share"] * self.learning_rate
         if self.sae.config.target_l0 is not None:
@@ -485,7 +485,7 @@ class Stepper:
             weights = weight.tensor_split(self.progress.pieces)
         total: GradientSums | None = None
         for part, piece in enumerate(pieces):
-            if self.sparse and len(piece) and weight is None:
+            if weight is None and len(piece) and self.sparse:
                 sums = sparse_pass(self.sae, self.low, piece, elements, part)
             else:
                 dense = fused_pass if self.fused else dense_pass
