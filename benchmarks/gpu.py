@@ -3,9 +3,10 @@
 Measures the card's own ceilings first: the speed of its memory, of bf16 matrix products, and of
 copies from main memory. A step of ours is then timed for several dictionaries and batches, and
 compared with its roofline: five products at the speed of a large one, and Adam's traffic at the
-speed of a copy. It also times the feed that brings rows to the GPU, checks that a resumed run ends
-with the same bytes, and trains one layer as the guide does, from which the guide's whole job (12
-layers of GPT-2, 10 million tokens, 20 epochs) is extrapolated.
+speed of a copy. It also times the feed that brings rows to the GPU and the extraction of all layers
+of a model of GPT-2's shape, checks that a resumed run ends with the same bytes, and trains one
+layer as the guide does, from which the training of the guide's whole job (12 layers of GPT-2, 10
+million tokens, 20 epochs) is extrapolated.
 
 Without a GPU it runs tiny shapes on the CPU, as with --quick, to show that it works.
 
@@ -13,6 +14,7 @@ Without a GPU it runs tiny shapes on the CPU, as with --quick, to show that it w
 """
 
 import hashlib
+import tempfile
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -23,7 +25,12 @@ from harness import Goal, parse_flags, report, seconds_of, synchronize, torch_de
 from torch import Tensor
 
 from sae_analysis.core.config import SAEConfig, TrainConfig
+from sae_analysis.extractor.extraction import ShardReader, extract
 from sae_analysis.extractor.store import ActivationStore
+from sae_analysis.loaders.docs import DocsCorpus
+from sae_analysis.loaders.windows import pack_windows
+from sae_analysis.models.language_model import LanguageModel, load_model
+from sae_analysis.models.shards import token_shards
 from sae_analysis.trainer.feed import DeviceFeed
 from sae_analysis.trainer.gradients import Workspace, dense_pass, fused_pass
 from sae_analysis.trainer.runs import train
@@ -58,6 +65,8 @@ class Budget:
     d_hidden: int = 4096
     batch: int = 4096
     epochs: int = 3
+    tokens: int = 150_000  # that are extracted, of all layers
+    windows: int = 32  # of 1,024 tokens in a forward pass
 
 
 QUICK = Budget(
@@ -70,6 +79,8 @@ QUICK = Budget(
     d_hidden=512,
     batch=256,
     epochs=2,
+    tokens=4000,
+    windows=2,
 )
 
 
@@ -231,6 +242,49 @@ def sae_config(budget: Budget) -> SAEConfig:
     return SAEConfig(d_model=budget.d_model, d_hidden=budget.d_hidden, target_l0=TARGET_L0)
 
 
+# Extraction
+
+
+def gpt2_shape(device: str, quick: bool) -> LanguageModel:
+    """A model of GPT-2's shape with random weights, and the pocket model's tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    size = {"n_layer": 2, "n_embd": 64, "n_head": 2} if quick else {}
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = GPT2LMHeadModel(GPT2Config(n_positions=1024, **size)).to(device, dtype).eval()
+    return LanguageModel(model, load_model("pocket", "cpu").tokenizer, "gpt2-shape")
+
+
+def time_extraction(budget: Budget, device: str, quick: bool) -> dict[str, float]:
+    """Thousand tokens a second of all layers: the model alone, rows in memory, rows on disk."""
+    model = gpt2_shape(device, quick)
+    layers = list(range(model.n_layers))
+    windows = pack_windows(DocsCorpus(), model.tokenizer, 1024)
+    shard = next(token_shards(windows, model.special_ids(), budget.tokens, 10**6))
+    reader = ShardReader(model, budget.windows, torch.bfloat16)
+    names = shard.documents
+
+    def run_model() -> None:
+        for first in range(0, len(shard.input_ids), budget.windows):
+            model.residuals(shard.input_ids[first : first + budget.windows].long(), layers)
+
+    def write(folder: str) -> None:
+        extract(model, DocsCorpus(), layers, budget.tokens, folder, batch_size=budget.windows)
+
+    run_model()
+    in_memory = best_seconds(lambda: reader.read(shard, layers, names), rounds=2)
+    with tempfile.TemporaryDirectory() as folder:
+        on_disk = seconds_of(lambda: write(folder))
+    speeds = {
+        "model alone": best_seconds(run_model, rounds=2),
+        "rows in main memory": in_memory,
+        "rows on disk": on_disk,
+    }
+    tokens = shard.rows / 1000
+    return {f"extraction, {name} (k tokens/s)": tokens / took for name, took in speeds.items()}
+
+
 # Exactness
 
 
@@ -300,7 +354,7 @@ def train_layer(store: ActivationStore, budget: Budget, device: str) -> dict[str
         "million rows/s of an epoch": len(store) / epoch / 1e6,
         "L0": runs[0].history["l0"][-1],
         "FVU": runs[0].history["fvu"][-1],
-        "guide's job, extrapolated (minutes)": GUIDE["layers"] * guide_layer / 60,
+        "training of the guide's job, extrapolated (minutes)": GUIDE["layers"] * guide_layer / 60,
     }
 
 
@@ -322,8 +376,10 @@ def goals_of(table: pd.DataFrame, figures: dict[str, Any], device_name: str) -> 
     goals.append(Goal("cosine with gradients in float64", figures["gradient cosine"], 0.995))
     for card, minutes in GUIDE_MINUTES.items():
         if card in device_name.lower():
-            measured = figures["guide's job, extrapolated (minutes)"]
-            goals.append(Goal("the guide's job (minutes)", measured, minutes, at_least=False))
+            measured = figures["training of the guide's job, extrapolated (minutes)"]
+            goals.append(
+                Goal("training of the guide's job (minutes)", measured, minutes, at_least=False)
+            )
     return goals
 
 
@@ -341,6 +397,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     store = store_of(budget, device)
     figures |= time_feed(store, budget, device)
+    figures |= time_extraction(budget, device, args.quick)
     figures["resumed equal"] = int(resumed_like_unbroken(store, budget, device))
     figures["gradient cosine"] = gradient_cosine(rows, budget)
     figures |= train_layer(store, budget, device)

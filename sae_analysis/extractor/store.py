@@ -405,7 +405,7 @@ class ActivationStore(RowStore):
     def rows(self, indices: np.ndarray) -> Tensor:
         indices = np.asarray(indices, dtype=np.int64)
         is_ascending = bool((indices[1:] >= indices[:-1]).all())
-        # Each shard is read once, forwards.
+        # Each shard is read once, forwards; what was read is put in order at the end.
         order = None if is_ascending else np.argsort(indices, kind="stable")
         ascending = indices if order is None else indices[order]
         cuts = np.searchsorted(ascending, self.starts)
@@ -413,12 +413,16 @@ class ActivationStore(RowStore):
         for number in np.flatnonzero(np.diff(cuts)):
             part = slice(cuts[number], cuts[number + 1])
             inside = torch.from_numpy(ascending[part] - self.starts[number])
-            read = self.parts[number][inside]
-            if order is None:
-                rows[part] = read
-            else:
-                rows.index_copy_(0, torch.from_numpy(order[part]), read)
-        return rows
+            shard = self.parts[number]
+            if isinstance(shard, Tensor):
+                torch.index_select(shard, 0, inside, out=rows[part])
+            else:  # on another machine
+                rows[part] = shard[inside]
+        if order is None:
+            return rows
+        position = np.empty_like(order)
+        position[order] = np.arange(len(order))
+        return rows.index_select(0, torch.from_numpy(position))
 
     def head(self, rows: int) -> ActivationStore:
         if rows >= len(self):
