@@ -100,8 +100,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 # %% ../../nbs/core/04_devices.ipynb #07d5dc6b
-def free_memory() -> int | None:
-    """Bytes of main memory that can still be had; None where the system does not say."""
+def free_memory(device: str = "cpu") -> int | None:
+    """Bytes of a device's memory that can still be had; None where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

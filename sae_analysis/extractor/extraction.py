@@ -71,11 +71,18 @@ Rows = dict[str, Tensor]  # `hidden_states [rows, d_model]` and `norms [rows]`
 class ShardReader:
     """Turns shards of windows into rows of some layers, in the dtype of a store."""
 
-    def __init__(self, model: LanguageModel, batch_size: int, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: LanguageModel,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",  # where the rows are kept
+    ):
         self.model = model
         self.reader = ResidualReader(model, batch_size)
         self.dtype = dtype
         self.on_gpu = model.device.type == "cuda"
+        self.device = torch.device(device)
 
     def read(
         self,
@@ -111,14 +118,15 @@ class ShardReader:
         """Raises `InputError` for rows that are not finite, or were not before they were stored."""
         document = shard.document[shard.kept]
         for layer, rows in read.items():
-            _check_finite(rows["norms"], layer, document, document_ids)
+            _check_finite(rows["norms"].cpu(), layer, document, document_ids)
             _check_overflow(rows["hidden_states"], layer)
 
     def _empty(self, count: int) -> Rows:
         """Memory for `count` rows."""
-        shape, locked = (count, self.model.d_model), self.on_gpu
-        states = torch.empty(shape, dtype=self.dtype, pin_memory=locked)
-        return {"hidden_states": states, "norms": torch.empty(count, pin_memory=locked)}
+        locked = self.on_gpu and self.device.type == "cpu"  # a GPU copies there by itself
+        shape, place = (count, self.model.d_model), {"device": self.device, "pin_memory": locked}
+        states = torch.empty(shape, dtype=self.dtype, **place)
+        return {"hidden_states": states, "norms": torch.empty(count, **place)}
 
 # %% ../../nbs/extractor/02_extraction.ipynb #3f3f22ab
 def shard_windows(model: LanguageModel, context: int) -> int:

@@ -129,7 +129,7 @@ class LiveText:
         from tqdm.auto import tqdm
 
         ids = np.unique(indices)
-        self._check_memory(len(ids))
+        self.reader.device = self._place(len(ids))
         shard = self._shard_of(ids)
         with tqdm(
             total=shard.rows,
@@ -141,7 +141,7 @@ class LiveText:
         ) as bar:
             read = self.reader.read(shard, self.layers, self.table.document_ids, bar)
         for layer, rows in read.items():
-            self.norms[layer][ids] = rows["norms"].numpy()
+            self.norms[layer][ids] = rows["norms"].cpu().numpy()
         return Block(ids, {layer: rows["hidden_states"] for layer, rows in read.items()})
 
     def _shard_of(self, ids: np.ndarray) -> TokenShard:
@@ -158,10 +158,16 @@ class LiveText:
             table.input_ids[windows], table.document[windows], kept, [], filling, last
         )
 
-    def _check_memory(self, rows: int) -> None:
-        """Raises `InputError` when so many rows of all layers do not fit into memory."""
+    def _place(self, rows: int) -> torch.device:
+        """Where so many rows of all layers are kept: on the model's GPU, or in main memory.
+
+        Raises `InputError` when they do not fit there either.
+        """
         row_bytes = self.reader.model.d_model * self.reader.dtype.itemsize + 4
-        needed = 2 * rows * len(self.layers) * row_bytes  # twice, while a shard becomes a block
+        needed = 2 * rows * len(self.layers) * row_bytes  # twice: a block, and the one before it
+        device = self.reader.model.device
+        if device.type == "cuda" and needed < 0.8 * (free_memory(str(device)) or 0):
+            return device
         free = free_memory()
         if free is not None and needed > free:
             raise InputError(
@@ -169,6 +175,7 @@ class LiveText:
                 f" are read, and {free / 1e9:,.1f} GB of memory are free: lower"
                 " sae_training.shuffle_rows, or train fewer layers at a time"
             )
+        return torch.device("cpu")
 
     @cached_property
     def digest(self) -> str:
@@ -179,7 +186,10 @@ class LiveText:
 
 # %% ../../nbs/extractor/03_live.ipynb #dff4d406
 class LiveStore(RowStore):
-    """Rows `[rows, d_model]` of one layer, computed when they are asked for."""
+    """Rows `[rows, d_model]` of one layer, computed when they are asked for.
+
+    On a GPU they stay there if they fit, and never go through main memory.
+    """
 
     layer: int  # never None: these rows come from a model
     is_computed = True
@@ -223,7 +233,8 @@ class LiveStore(RowStore):
 
     def rows(self, indices: np.ndarray) -> Tensor:
         block, at = self.text.fetch(indices)
-        return block.states[self.layer][torch.from_numpy(at)]
+        states = block.states[self.layer]
+        return states.index_select(0, torch.from_numpy(at).to(states.device))
 
     def head(self, rows: int) -> LiveStore:
         if rows < len(self):

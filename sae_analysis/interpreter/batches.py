@@ -259,6 +259,6 @@ def rows_from_store(
         kept[kept.nonzero().ravel()[rows:]] = False
         if not skipping.skips(len(pieces)):
             hidden = torch.zeros(len(kept), store.d_model)
-            hidden[kept] = store.rows(np.arange(row, row + rows)).float()
+            hidden[kept] = store.rows(np.arange(row, row + rows)).float().cpu()
             yield RowBatch(pieces, hidden, kept & within_norm_limit(hidden, norm_limit))
         row += rows

@@ -182,8 +182,10 @@ class DeviceFeed(RowFeed):
             order = np.argsort(indices, kind="stable")  # the store is read forwards
             shape = (len(indices), self.store.d_model)
             x = torch.empty(shape, dtype=self.dtype, device=self.device)
-            for start in range(0, len(order), SHIPPED_ROWS):
-                part = order[start : start + SHIPPED_ROWS]
+            # Rows that a model has just computed lie on the device already.
+            step = len(order) if self.store.is_computed else SHIPPED_ROWS
+            for start in range(0, len(order), step):
+                part = order[start : start + step]
                 rows = self._ship(self.store.rows(indices[part]))
                 at = self._ship(torch.from_numpy(part))
                 x.index_copy_(0, at, self.normalizer.apply(rows, self.dtype))
@@ -191,7 +193,7 @@ class DeviceFeed(RowFeed):
 
     def _ship(self, tensor: Tensor) -> Tensor:
         """A tensor on the device, copied without waiting for it."""
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or tensor.device.type == "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 

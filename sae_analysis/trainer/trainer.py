@@ -177,7 +177,7 @@ class Trainer:
         """Training rows that give the normaliser its mean and axes, `[rows, d_model]`."""
         count = max(16_384, 4 * self.store.d_model)
         order = np.random.default_rng(self.config.seed).permutation(self.split.sample)
-        return self.store.rows(np.sort(order[:count])).float()
+        return self.store.rows(np.sort(order[:count])).float().cpu()
 
     def _make_stepper(self, sample: Tensor, sae_config: SAEConfig) -> Stepper:
         reduce = None
