@@ -124,9 +124,10 @@ class ShardReader:
     def _empty(self, count: int) -> Rows:
         """Memory for `count` rows."""
         locked = self.on_gpu and self.device.type == "cpu"  # a GPU copies there by itself
-        shape, place = (count, self.model.d_model), {"device": self.device, "pin_memory": locked}
-        states = torch.empty(shape, dtype=self.dtype, **place)
-        return {"hidden_states": states, "norms": torch.empty(count, **place)}
+        shape = (count, self.model.d_model)
+        states = torch.empty(shape, dtype=self.dtype, device=self.device, pin_memory=locked)
+        norms = torch.empty(count, device=self.device, pin_memory=locked)
+        return {"hidden_states": states, "norms": norms}
 
 # %% ../../nbs/extractor/02_extraction.ipynb #3f3f22ab
 def shard_windows(model: LanguageModel, context: int) -> int:
