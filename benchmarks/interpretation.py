@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from extraction import gpt2, texts_of
+from extraction import random_gpt2, read_texts
 from harness import (
     Goal,
     parse_flags,
@@ -196,7 +196,7 @@ def interpret_wide(texts: int, d_hidden: int) -> dict[str, float]:
 
     Runs in a process of its own, since it looks at the process's peak of memory.
     """
-    some_texts = texts_of("")[:texts]
+    some_texts = read_texts("")[:texts]
     model = load_model("pocket", "cpu")
     sae = random_sae(model, d_hidden, some_texts, POCKET_LAYER)
     memory_before = process_memory("VmRSS")
@@ -265,9 +265,9 @@ def main() -> None:
     args = parse_flags(__doc__)
     budget = QUICK if args.quick else FULL
     device = torch_device()
-    model = gpt2(device, args.quick)
+    model = random_gpt2(device, args.quick)
     fuse_gelu(model.model)  # as load_model gives it
-    texts = texts_of("")[: budget.texts]
+    texts = read_texts("")[: budget.texts]
     sae = random_sae(model, budget.d_hidden, texts, budget.layer).to(device)
     time_interpretation(sae, model, texts[:20], budget.layer)  # warms up
     result = time_interpretation(sae, model, texts, budget.layer)
