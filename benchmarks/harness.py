@@ -56,6 +56,16 @@ def parse_flags(description: str, **text_flags: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def text_name(path: str) -> str:
+    """What a benchmark with a flag `--text` has read, as its settings name it."""
+    return Path(path).name if path else "installed documentation"
+
+
+def name_with_text(benchmark: str, path: str) -> str:
+    """The name of a benchmark's results; those on a text of one's own carry its name too."""
+    return f"{benchmark}-{Path(path).stem}" if path else benchmark
+
+
 # The machine
 
 

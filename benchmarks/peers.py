@@ -196,3 +196,30 @@ class SAELens:
     def decoder(self) -> Tensor:
         """Decoder directions, `[d_hidden, d_model]`."""
         return self.sae.W_dec.detach()
+
+
+# By name
+
+KINDS = {
+    "dictionary_learning JumpReLU": "jumprelu",
+    "dictionary_learning BatchTopK": "batchtopk",
+}
+
+
+def make_peer(name: str, batch: int, **settings: Any) -> Peer:
+    """The peer that tables call `name`.
+
+    `batch` is the number of rows a step; `settings` are those that all peers take.
+    """
+    if name == "SAELens JumpReLU":
+        return SAELens(batch=batch, **settings)
+    return DictionaryLearning(KINDS[name], **settings)
+
+
+def input_scale(name: str, d_model: int) -> float:
+    """What rows with a mean square of 1 are divided by before a peer gets them.
+
+    The bandwidth of dictionary_learning's JumpReLU, 0.001, is meant for rows of length one, as its
+    own loader gives them.
+    """
+    return d_model**0.5 if name == "dictionary_learning JumpReLU" else 1.0
