@@ -39,7 +39,7 @@ from sae_analysis.extractor.extraction import extract
 from sae_analysis.loaders.docs import DocsCorpus
 from sae_analysis.models.language_model import load_model
 from sae_analysis.trainer.normalizer import Normalizer
-from sae_analysis.trainer.step import Stepper, initial_sae
+from sae_analysis.trainer.step import Stepper, StepStats, initial_sae
 
 BATCH = 2048  # rows a step
 TARGET_L0 = 75
@@ -125,8 +125,8 @@ def stepper_near_target(
     l0_values = []
     for number in range(steps):
         start = batch_start(number, len(rows))
-        stats = stepper.step(rows[start : start + BATCH])
-        l0_values.append(stats.l0)
+        figures = stepper.step(rows[start : start + BATCH])
+        l0_values.append(StepStats.read(figures).l0)
     return stepper, float(np.mean(l0_values[-10:]))
 
 
