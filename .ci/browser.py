@@ -1,468 +1,44 @@
-"""The project in a real browser: `python .ci/browser.py [NAME...]` drives JupyterLab with Chromium; any failure ends with status 1.
+"""The project in a real browser: drives JupyterLab with Chromium.
 
-A step is a function of a `Lab` in `STEPS`. It opens notebooks or pages, says with `expect` or `assert` what a reader should see, and takes pictures in
-both themes. After each step, whatever no page may do (errors in the console, alerts, requests to other machines) fails it as well.
+    python .ci/browser.py           every step
+    python .ci/browser.py NAME...   these steps
+
+A step is a function of a `Lab` in `STEPS`. It opens notebooks or pages, says with `expect` or
+`assert` what a reader should see, and takes pictures in both themes. It also fails if a page did
+what no page may do: errors in the console, alerts, requests to other machines. Any failure ends
+with exit status 1.
 """
 
 import argparse
-import json
 import os
-import secrets
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import types
-import urllib.request
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import greenlet
 import nbformat
-from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
+from lab import ROOT, THEMES, Lab
+from playwright.sync_api import Locator, Page, expect
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-SETTINGS = {
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    # every cell is in the page, or it could not be found or pictured
-    "notebook-extension/tracker": {"windowingMode": "none"},
-}
-# what has failed, once the kernel is idle and every cell with code in it has run or one has failed;
-# nothing before
-OUTCOME = """() => {
-    const {content, sessionContext} = jupyterapp.shell.currentWidget, cells = [...content.model.cells], written = cells.filter(c => c.type === 'code' && c.sharedModel.source.trim());
-    const plain = error => error.traceback.join('\\n').replace(/\\x1b\\[[0-9;]*m/g, '');
-    const failures = written.flatMap(c => c.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `cell ${cells.indexOf(c)}: ${plain(o)}`));
-    return sessionContext.session?.kernel?.status === 'idle' && (failures.length || written.every(c => c.executionCount)) ? {failures} : null;
-}"""
-# how high the window must be for the whole notebook, which is scrolled to its top
-HEIGHT = """() => {
-    const scrolled = document.querySelector('.jp-WindowedPanel-outer'), last = [...document.querySelectorAll('.jp-Notebook .jp-Cell')].at(-1);
-    scrolled.scrollTop = 0;
-    return Math.ceil(last.getBoundingClientRect().bottom) + 60;
-}"""
-
-
-class Lab:
-    """A JupyterLab of its own over a copy of nbs/, in a temporary folder, and the browser that
-    looks at it; who starts one stops it.
-    """
-
-    def __init__(self, screenshots: Path):
-        self.screenshots, self.troubles, self.page, self.server, self.playwright, self.browser = (
-            screenshots,
-            [],
-            None,
-            None,
-            None,
-            None,
-        )
-        self.folder = Path(tempfile.mkdtemp(prefix="sae_browser_"))
-        self.notebooks = self.folder / "nbs"
-
-    def start(self) -> None:
-        """Starts the server with a home, settings and a token of its own, waits until it answers,
-        and starts the browser.
-        """
-        shutil.copytree(
-            ROOT / "nbs", self.notebooks, ignore=shutil.ignore_patterns(".ipynb_checkpoints")
-        )
-        for name, values in SETTINGS.items():
-            path = (
-                self.folder
-                / "config"
-                / "lab"
-                / "user-settings"
-                / "@jupyterlab"
-                / f"{name}.jupyterlab-settings"
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(values), encoding="utf-8")
-        folders = {
-            f"JUPYTER_{kind}_DIR": str(self.folder / kind.lower())
-            for kind in ("CONFIG", "DATA", "RUNTIME")
-        }
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("JUPYTER", "IPYTHON", "XDG_")) and name != "MPLBACKEND"
-        }
-        environment |= {
-            **folders,
-            "HOME": str(self.folder),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        }
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url, self.token = f"http://127.0.0.1:{port}", secrets.token_hex(16)
-        command = [
-            BIN / "jupyter-lab",
-            "--no-browser",
-            "--allow-root",
-            "--expose-app-in-browser",
-            "--ServerApp.ip=127.0.0.1",
-            f"--ServerApp.port={port}",
-            "--ServerApp.port_retries=0",
-            f"--IdentityProvider.token={self.token}",
-            f"--ServerApp.root_dir={self.notebooks}",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        ]
-        with (self.folder / "jupyter.log").open("w") as log:
-            self.server = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        until = time.time() + 60
-        while not self.answers():
-            assert self.server.poll() is None and time.time() < until, "JupyterLab does not answer"
-            time.sleep(0.1)
-        self.playwright = sync_playwright().start()
-        self.browser = self.playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox"], env=environment
-        )
-
-    def answers(self) -> bool:
-        try:
-            return bool(self.ask("status"))
-        except OSError:
-            return False
-
-    def ask(self, path: str, method: str = "GET") -> Any:
-        """What the server answers, past any proxy."""
-        request = urllib.request.Request(
-            f"{self.url}/api/{path}",
-            method=method,
-            headers={"Authorization": f"token {self.token}"},
-        )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            request, timeout=10
-        ) as answer:
-            return json.loads(answer.read() or "null")
-
-    def stop(self) -> None:
-        """Ends the browser and the server."""
-        try:
-            if self.browser:
-                self.browser.close()
-            if self.playwright:
-                self.playwright.stop()
-        finally:
-            self.end_server()
-
-    def end_server(self) -> None:
-        """Ends the server, which ends its kernels before it goes, and removes the temporary folder."""
-        if self.server:
-            self.server.terminate()
-            try:
-                self.server.wait(10)
-            except subprocess.TimeoutExpired:
-                self.server.kill()
-                self.server.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def new_page(self, allowed: tuple[str, ...], **options: Any) -> Page:
-        """A page that notes as trouble what no page may do.
-
-        `allowed` are the beginnings of addresses that it may ask for.
-        """
-        page, troubles = (
-            self.browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page(),
-            self.troubles,
-        )
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith(allowed)
-                else troubles.append(f"asked for {request.url}")
-            ),
-        )
-        page.on(
-            "console",
-            lambda message: (
-                troubles.append(f"console: {message.text}") if message.type == "error" else None
-            ),
-        )
-        page.on("pageerror", lambda error: troubles.append(f"script: {error}"))
-        page.on(
-            "dialog",
-            lambda dialog: (troubles.append(f"dialog: {dialog.message}"), dialog.dismiss()),
-        )
-        return page
-
-    def open(self, notebook: str) -> Page:
-        """Opens a notebook of the copy in JupyterLab; returns when its kernel is ready."""
-        self.close()
-        self.page = self.new_page((self.url, "data:", "blob:"))
-        self.page.goto(f"{self.url}/doc/tree/{notebook}?reset&token={self.token}")
-        self.page.wait_for_function(
-            "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
-            " === 'idle'",
-            timeout=60_000,
-        )
-        return self.page
-
-    def close(self) -> None:
-        """Closes every page, ends every kernel, and forgets the troubles."""
-        for context in self.browser.contexts:
-            context.close()
-        for session in self.ask("sessions"):
-            self.ask(f"sessions/{session['id']}", "DELETE")
-        self.page, self.troubles = None, []
-
-    def pages(self) -> list[Page]:
-        return [page for context in self.browser.contexts for page in context.pages]
-
-    def open_offline(self, page_html: Path, theme: str = "light") -> Page:
-        """Opens a file in a browser without a network:
-
-        whatever it asks for beside itself is trouble.
-        """
-        page = self.new_page(("file:", "data:"), offline=True, color_scheme=theme)
-        page.goto(page_html.resolve().as_uri(), wait_until="networkidle")
-        self.check()
-        return page
-
-    def check(self) -> None:
-        """No open page did what none may do, once all have settled."""
-        for page in self.pages():
-            page.wait_for_function("() => [...document.images].every(image => image.complete)")
-            # a busy machine may leave a page without an idle moment for ever
-            page.evaluate(
-                "() => new Promise(done => requestIdleCallback(() => setTimeout(done), {timeout:"
-                " 2000}))"
-            )
-        assert not self.troubles, "\n".join(self.troubles)
-
-    def run_all(self, seconds: float = 300) -> None:
-        """Runs all cells; returns when each has run without an error."""
-        self.page.evaluate(
-            "async () => { await jupyterapp.commands.execute('notebook:clear-all-cell-outputs');"
-            " jupyterapp.commands.execute('notebook:run-all-cells'); }"
-        )
-        failures = self.page.wait_for_function(OUTCOME, timeout=1000 * seconds).json_value()[
-            "failures"
-        ]
-        assert not failures, "\n".join(failures)
-
-    def cell(self, number: int) -> Locator:
-        """A cell by its place in the notebook, counted from 0, text cells too."""
-        return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
-
-    def output(self, number: int) -> Locator:
-        return self.cell(number).locator(".jp-OutputArea")
-
-    def screenshot(self, name: str, theme: str, page: Page | None = None) -> None:
-        """A picture of the whole notebook in a theme, or of a whole other page."""
-        path = self.screenshots / f"{name}-{theme}.png"
-        if page:
-            page.screenshot(path=path, full_page=True)
-            return
-        self.page.evaluate(
-            "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme]
-        )
-        self.page.wait_for_function(
-            "theme => document.body.dataset.jpThemeName === theme &&"
-            " !document.getElementById('jupyterlab-splash')",
-            arg=THEMES[theme],
-        )
-        before = self.page.viewport_size
-        # Chromium draws no higher
-        self.page.set_viewport_size(
-            {**before, "height": max(before["height"], min(self.page.evaluate(HEIGHT), 16_000))}
-        )
-        self.page.wait_for_function(
-            "() => document.querySelector('.jp-WindowedPanel-outer').scrollTop === 0 &&"
-            " [...document.images].every(i => i.complete)"
-        )
-        self.page.screenshot(path=path)
-        self.page.set_viewport_size(before)
-
-    def evidence(self, name: str) -> str:
-        """Keeps pictures of the open pages and the server's log beside the screenshots.
-
-        Where they are, and how the log ends.
-        """
-        kept, log = [self.screenshots / f"FAILED-{name}.log"], self.folder / "jupyter.log"
-        text = log.read_text(errors="replace") if log.exists() else ""
-        kept[0].write_text(text, encoding="utf-8")
-        for number, page in enumerate(self.pages() if self.browser else []):
-            with suppress(Error):
-                page.screenshot(path=self.screenshots / f"FAILED-{name}-{number}.png")
-                kept.append(self.screenshots / f"FAILED-{name}-{number}.png")
-        return "\n".join(
-            [
-                "the server's log ends with:",
-                *text.splitlines()[-8:],
-                *(f"see {path}" for path in kept),
-            ]
-        )
-
-
-def chromium() -> str:
-    """The browser that is driven."""
-    found = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    assert found, (
-        "no Chromium is here; `make test-browser` installs it as root on Debian, elsewhere install"
-        " chromium or google-chrome"
-    )
-    return found
-
-
-NOTEBOOK = """import tempfile
-from itertools import islice
-import torch
-from sae_analysis.analysis.sources import LoadedSource
-from sae_analysis.analysis.universal import universal_features
-from sae_analysis.core.config import SAEConfig, TrainConfig
-from sae_analysis.explorer.feature_explorer import FeatureExplorer
-from sae_analysis.explorer.label_explorer import LabelExplorer
-from sae_analysis.explorer.position_explorer import PositionExplorer
-from sae_analysis.explorer.prompt_explorer import PromptExplorer
-from sae_analysis.explorer.training_explorer import TrainingExplorer
-from sae_analysis.extractor.extraction import extract
-from sae_analysis.saes.families import Source
-from sae_analysis.interpreter.features import interpret
-from sae_analysis.analysis.labels import compare_labels
-from sae_analysis.loaders.docs import DocsCorpus
-from sae_analysis.loaders.prompts import Prompt
-from sae_analysis.models.language_model import load_model
-from sae_analysis.trainer.runs import train
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-model, folder = load_model("pocket"), tempfile.mkdtemp()
-texts = [document.text for document in islice(DocsCorpus(["json", "random", "tqdm"]), 120)] + [f"{HOSTILE} and {HOSTILE}"]*20
-store = extract(model, texts, [2], 40_000, folder, context_length=128)[2]
-%%
-curves = TrainingExplorer()
-curves
-%%
-run = train(store, SAEConfig(d_model=model.d_model, d_hidden=256, target_l0=25), TrainConfig(epochs=6, batch_size=512), watch=curves.watch)
-features = interpret(run.sae, model, texts, 2)
-%%
-FeatureExplorer(features)
-%%
-PromptExplorer(model, run.sae, features)
-%%
-prompts = [Prompt(f"What does `{name}` do?", "code") for name in ("len", "print", "zip", HOSTILE)] + [Prompt(f"How do you feel about {name}?", "feeling") for name in ("rain", "music", "me", HOSTILE)]
-sources = [LoadedSource(Source("pocket", 0, 2), model, run.sae)]
-PositionExplorer(model.tokenizer, prompts, universal_features(sources, prompts), features)
-%%
-LabelExplorer(compare_labels(sources, prompts), features)
-%%
-FeatureExplorer(features).to_html("explorer_test.html")"""
-
-
-def explorer_notebook(path: Path) -> None:
-    """Writes a notebook with every explorer, over an SAE that it trains.
-
-    Hostile text is among what it is trained on.
-    """
-    cells = [nbformat.v4.new_code_cell(source) for source in NOTEBOOK.split("\n%%\n")]
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=cells,
-            metadata={
-                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
-            },
-        ),
-        path,
-    )
-
-
-def report_page(path: Path) -> None:
-    """Writes the report of an SAE one of whose tokens is hostile."""
+if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
-    from sae_analysis.explorer.report import report_html
     from sae_analysis.interpreter.evaluation import Quality
     from sae_analysis.interpreter.features import Features
 
-    steps = list(range(1, 101))
-    history = {
-        "curve": {
-            "step": steps,
-            "l0": [75 + 60 * 0.97**s for s in steps],
-            "recon_loss": [0.1 + 0.9 * 0.98**s for s in steps],
-        },
-        "recon_loss": [0.15],
-        "l0": [75],
-        "fvu": [0.12],
-    }
-    quality = Quality(
-        {"l0": 75.0, "fvu": 0.1},
-        {"l0": 76.0, "fvu": 0.2},
-        torch.linspace(0, 1, 100) ** 4,
-        torch.linspace(40, 110, 500),
-    )
-    example = {
-        "text": "",
-        "position": 3,
-        "activation": 2.0,
-        "document": HOSTILE,
-        "tokens": ["a ", HOSTILE, "\n"],
-        "values": [0.0, 2.0, 0.5],
-        "firing": 1,
-    }
-    card = {
-        "feature_id": 0,
-        "active": True,
-        "label": HOSTILE,
-        "density": 0.01,
-        "score": 3.2,
-        "top_activation": 2.0,
-        "firing_tokens": [[HOSTILE, 4, 9.0]],
-        "top_examples": [example],
-    }
-    universal = pd.DataFrame(
-        [
-            {
-                "feature_id": 0,
-                "activation_mean": 1.0,
-                "activation_max": 2.0,
-                "activation_min": 0.0,
-                "num_prompts": 3,
-                "link": "",
-                "source": HOSTILE,
-                "token": "asst",
-            }
-        ]
-    )
-    targets = pd.DataFrame(
-        [
-            {"target": "dead", "measured": "0%", "met": True},
-            {"target": HOSTILE, "measured": "80%", "met": False},
-        ]
-    )
-    path.write_text(
-        report_html(
-            HOSTILE,
-            HOSTILE,
-            targets,
-            quality,
-            history,
-            Features([card], lambda i: {}, {"tokens": 10}),
-            universal,
-            4,
-        ),
-        encoding="utf-8",
-    )
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+FEATURES = 256  # of the SAE that the explorers show
+# Seconds that a step may take; Playwright has no limit for scripts and for closing pages.
+LONGEST = 600
+
+
+# The quickstart
 
 
 def quickstart(lab: Lab) -> None:
@@ -477,40 +53,89 @@ def quickstart(lab: Lab) -> None:
         lab.screenshot("quickstart", theme)
 
 
-def explorers(lab: Lab) -> None:
-    """Every explorer in a notebook:
+# The explorers
 
-    it is searched, clicked and typed into, and shows what it should.
-    """
-    explorer_notebook(lab.notebooks / "explorer_test.ipynb")
+# A notebook with every explorer over an SAE that it trains; hostile text is in what it reads.
+CELLS = {
+    "setup": f'''import tempfile
+from itertools import islice
+
+from sae_analysis.analysis.labels import compare_labels
+from sae_analysis.analysis.sources import LoadedSource
+from sae_analysis.analysis.universal import universal_features
+from sae_analysis.core.config import SAEConfig, TrainConfig
+from sae_analysis.explorer.feature_explorer import FeatureExplorer
+from sae_analysis.explorer.label_explorer import LabelExplorer
+from sae_analysis.explorer.position_explorer import PositionExplorer
+from sae_analysis.explorer.prompt_explorer import PromptExplorer
+from sae_analysis.explorer.training_explorer import TrainingExplorer
+from sae_analysis.extractor.extraction import extract
+from sae_analysis.interpreter.features import interpret
+from sae_analysis.loaders.docs import DocsCorpus
+from sae_analysis.loaders.prompts import Prompt
+from sae_analysis.models.language_model import load_model
+from sae_analysis.saes.families import Source
+from sae_analysis.trainer.runs import train
+
+HOSTILE = "{HOSTILE}"
+model = load_model("pocket")
+documents = islice(DocsCorpus(["json", "random", "tqdm"]), 120)
+texts = [document.text for document in documents] + [f"{{HOSTILE}} and {{HOSTILE}}"] * 20
+store = extract(model, texts, [2], 40_000, tempfile.mkdtemp(), context_length=128)[2]''',
+    "training": """curves = TrainingExplorer()
+curves""",
+    "train": f"""config = SAEConfig(d_model=model.d_model, d_hidden={FEATURES}, target_l0=25)
+run = train(store, config, TrainConfig(epochs=6, batch_size=512), watch=curves.watch)
+features = interpret(run.sae, model, texts, 2)""",
+    "features": "FeatureExplorer(features)",
+    "prompt": "PromptExplorer(model, run.sae, features)",
+    "positions": """prompts = []
+for name in ("len", "print", "zip", HOSTILE):
+    prompts.append(Prompt(f"What does `{name}` do?", "code"))
+for name in ("rain", "music", "me", HOSTILE):
+    prompts.append(Prompt(f"How do you feel about {name}?", "feeling"))
+sources = [LoadedSource(Source("pocket", 0, 2), model, run.sae)]
+PositionExplorer(model.tokenizer, prompts, universal_features(sources, prompts), features)""",
+    "labels": "LabelExplorer(compare_labels(sources, prompts), features)",
+    "page": 'FeatureExplorer(features).to_html("explorer_test.html")',
+}
+
+
+def write_explorer_notebook(path: Path) -> None:
+    """Writes the notebook of `CELLS`."""
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, path)
+
+
+def explorers(lab: Lab) -> None:
+    """Every explorer in a notebook, searched, clicked and typed into, shows what it should."""
+    write_explorer_notebook(lab.notebooks / "explorer_test.ipynb")
     lab.open("explorer_test.ipynb")
     lab.run_all()
-    training, features, prompt, positions, labels = (
-        lab.output(number) for number in (1, 3, 4, 5, 6)
-    )
+    outputs = {name: lab.output(number) for number, name in enumerate(CELLS)}
     # drawn while the next cell ran
-    expect(training.locator("img[alt^='Training of layer 2: step']")).to_have_count(1)
-    _features(lab, features)
-    _prompt(prompt)
-    positions.get_by_role("slider").press("End")
-    expect(positions.locator("mark sub").first).to_have_text("asst")
-    expect(positions.locator("code").first).to_contain_text("onerror=")
-    expect(positions.locator("table")).to_have_count(1)
-    expect(labels.locator("img[alt^='Volcano plot']")).to_have_count(1)
-    before = labels.locator("img").get_attribute("src")
-    labels.get_by_label("token").select_option("newline")
-    expect(labels.locator("img")).not_to_have_attribute("src", before)
+    curves = outputs["training"].locator("img[alt^='Training of layer 2: step']")
+    expect(curves).to_have_count(1)
+    browse_features(outputs["features"])
+    search_features(outputs["features"])
+    read_prompt(outputs["prompt"])
+    move_along_positions(outputs["positions"])
+    choose_token(outputs["labels"])
     expect(lab.page.locator(".jp-OutputArea img:not([src^='data:'])")).to_have_count(0)
     for theme in THEMES:
         lab.screenshot("explorers", theme)
 
 
-def _features(lab: Lab, output: Locator) -> None:
-    heading, listed = output.locator("article h3"), output.get_by_role("listbox")
+def browse_features(output: Locator) -> None:
+    """A feature is chosen in the list, by key, by its number, and among the neighbours."""
+    heading = output.locator("article h3")
+    options = output.get_by_role("listbox")
     expect(heading).to_have_count(1)
     first = heading.inner_text()
-    listed.locator("option").nth(3).wait_for(state="attached")
-    listed.select_option(index=3)
+    options.locator("option").nth(3).wait_for(state="attached")
+    options.select_option(index=3)
     expect(heading).not_to_have_text(first)
     fourth = heading.inner_text()
     # the keyboard goes on, as in every number field: up is one more
@@ -518,31 +143,40 @@ def _features(lab: Lab, output: Locator) -> None:
     expect(heading).not_to_have_text(fourth)
     output.get_by_role("button", name="previous").click()
     expect(heading).to_have_text(fourth)
-    jump = output.get_by_label("feature", exact=True)
-    jump.fill("17")
-    jump.press("Enter")
+    feature = output.get_by_label("feature", exact=True)
+    feature.fill("17")
+    feature.press("Enter")
     expect(heading).to_contain_text("Feature 17 ")
-    neighbour = output.locator(".widget-hbox button[title^='open feature']").first
-    number = (
-        output.locator("article dt:text-is('writes like') + dd span").first.inner_text().split()[0]
-    )
+    open_neighbour(output)
+
+
+def open_neighbour(output: Locator) -> None:
+    """The first neighbour's button opens the feature that the dashboard names first."""
+    nearest = output.locator("article dt:text-is('writes like') + dd span").first
+    number = nearest.inner_text().split()[0]
+    button = output.locator(".widget-hbox button[title^='open feature']").first
     # the buttons come after the dashboard
-    expect(neighbour).to_have_attribute("title", f"open feature {number}")
-    neighbour.click()
-    expect(heading).to_contain_text(f"Feature {number} ")
+    expect(button).to_have_attribute("title", f"open feature {number}")
+    button.click()
+    expect(output.locator("article h3")).to_contain_text(f"Feature {number} ")
+
+
+def search_features(output: Locator) -> None:
+    """A search leaves fewer features in the list."""
     search = output.get_by_placeholder("label, token or number")
     search.fill("json")
     search.press("Enter")
-    expect(output.get_by_text("of 256 features")).not_to_contain_text("256 of")
-    expect(listed.locator("option").first).to_be_attached()
+    expect(output.get_by_text(f"of {FEATURES} features")).not_to_contain_text(f"{FEATURES} of")
+    expect(output.get_by_role("listbox").locator("option").first).to_be_attached()
     search.fill("")
     search.press("Enter")
 
 
-def _prompt(output: Locator) -> None:
-    text, table = output.get_by_role("textbox"), output.locator(".prompt table")
+def read_prompt(output: Locator) -> None:
+    """A prompt that is typed is read, as text and as a chat message."""
+    table = output.locator(".prompt table")
     expect(table).to_have_count(1)
-    text.fill(f"A list is {HOSTILE}")
+    output.get_by_role("textbox").fill(f"A list is {HOSTILE}")
     output.get_by_role("button", name="read").click()
     expect(table.locator("thead")).to_contain_text("onerror")
     output.get_by_role("listbox").select_option(index=0)
@@ -552,122 +186,264 @@ def _prompt(output: Locator) -> None:
     expect(table.locator("thead")).to_contain_text("assistant")
 
 
+def move_along_positions(output: Locator) -> None:
+    """The last prompt shows its token types, its hostile text and its features."""
+    output.get_by_role("slider").press("End")
+    expect(output.locator("mark sub").first).to_have_text("asst")
+    expect(output.locator("code").first).to_contain_text("onerror=")
+    expect(output.locator("table")).to_have_count(1)
+
+
+def choose_token(output: Locator) -> None:
+    """Another token type gives another plot."""
+    plot = output.locator("img")
+    expect(output.locator("img[alt^='Volcano plot']")).to_have_count(1)
+    before = plot.get_attribute("src")
+    output.get_by_label("token").select_option("newline")
+    expect(plot).not_to_have_attribute("src", before)
+
+
+# The page of features
+
+
 def page(lab: Lab) -> None:
-    """The page of features that the explorers' notebook has written works from disk, without a
-    network: search, order, keys, links.
+    """The page of features works from disk, without a network.
+
+    The notebook of the step `explorers` writes it.
     """
-    assert (lab.notebooks / "explorer_test.html").exists(), (
-        "run the step `explorers` first: it writes the page"
-    )
-    shutil.copy(lab.notebooks / "explorer_test.html", lab.folder / "features.html")
+    written = lab.notebooks / "explorer_test.html"
+    assert written.exists(), "run the step `explorers` first: it writes the page"
+    file = lab.folder / "features.html"
+    shutil.copy(written, file)
     for theme in THEMES:
-        page = lab.open_offline(lab.folder / "features.html", theme)
-        heading, rows = (
-            page.locator("article:not([hidden]) h3"),
-            page.locator("tbody tr:not([hidden])"),
-        )
-        expect(heading).to_have_count(1)
-        page.get_by_label("search").fill("json")
-        expect(page.get_by_role("status")).not_to_contain_text("256 of 256")
-        rows.nth(1).click()
-        expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')} ")
-        page.get_by_label("search").fill("")
-        page.keyboard.press("Escape")
-        page.get_by_role("button", name="density").click()
-        expect(page.locator("th[aria-sort=descending]")).to_have_text("density")
-        rows.first.click()
-        page.keyboard.press("j")
-        expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')}")
-        link = page.locator("article:not([hidden]) dd a").first
-        number = link.inner_text()
-        link.click()
-        expect(heading).to_contain_text(f"Feature {number} ")
-        page.locator("article:not([hidden]) summary").click()
-        expect(page.locator("article:not([hidden]) .decile").first).to_be_visible()
-        # hostile text is on the page, as text
-        expect(page.locator("main")).to_contain_text("onerror")
-        expect(page.locator("img")).to_have_count(0)
-        lab.screenshot("features", theme, page)
+        check_features_page(lab, file, theme)
+
+
+def check_features_page(lab: Lab, file: Path, theme: str) -> None:
+    """The page of features in one theme."""
+    opened = lab.open_offline(file, theme)
+    search_page(opened)
+    sort_page(opened)
+    follow_link(opened)
+    # hostile text is on the page, as text
+    expect(opened.locator("main")).to_contain_text("onerror")
+    expect(opened.locator("img")).to_have_count(0)
+    lab.screenshot("features", theme, opened)
+
+
+def search_page(opened: Page) -> None:
+    """A search leaves fewer rows; a click on one shows its feature."""
+    heading = opened.locator("article:not([hidden]) h3")
+    second_row = opened.locator("tbody tr:not([hidden])").nth(1)
+    expect(heading).to_have_count(1)
+    opened.get_by_label("search").fill("json")
+    status = opened.get_by_role("status")
+    expect(status).not_to_contain_text(f"{FEATURES} of {FEATURES}")
+    second_row.click()
+    expect(heading).to_contain_text(f"Feature {second_row.get_attribute('data-id')} ")
+    opened.get_by_label("search").fill("")
+    opened.keyboard.press("Escape")
+
+
+def sort_page(opened: Page) -> None:
+    """Rows are sorted by a click on a column's name; the key j goes to the next row."""
+    rows = opened.locator("tbody tr:not([hidden])")
+    opened.get_by_role("button", name="density").click()
+    expect(opened.locator("th[aria-sort=descending]")).to_have_text("density")
+    rows.first.click()
+    opened.keyboard.press("j")
+    heading = opened.locator("article:not([hidden]) h3")
+    expect(heading).to_contain_text(f"Feature {rows.nth(1).get_attribute('data-id')}")
+
+
+def follow_link(opened: Page) -> None:
+    """A link leads to another feature, whose further examples can be unfolded."""
+    article = opened.locator("article:not([hidden])")
+    link = article.locator("dd a").first
+    number = link.inner_text()
+    link.click()
+    expect(article.locator("h3")).to_contain_text(f"Feature {number} ")
+    article.locator("summary").click()
+    expect(article.locator(".decile").first).to_be_visible()
+
+
+# The report
 
 
 def report(lab: Lab) -> None:
     """The report opens from a file, without a network, and hostile tokens in it are text."""
-    report_page(lab.folder / "report.html")
+    file = lab.folder / "report.html"
+    write_report(file)
     for theme in THEMES:
-        page = lab.open_offline(lab.folder / "report.html", theme)
-        expect(page).to_have_title(HOSTILE)
-        expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
-        expect(page.locator(".context .peak")).to_contain_text(HOSTILE)
-        expect(page.locator("img:not([src^='data:']), script")).to_have_count(0)
-        lab.screenshot("report", theme, page)
+        opened = lab.open_offline(file, theme)
+        expect(opened).to_have_title(HOSTILE)
+        expect(opened.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+        expect(opened.locator(".context .peak")).to_contain_text(HOSTILE)
+        expect(opened.locator("img:not([src^='data:']), script")).to_have_count(0)
+        lab.screenshot("report", theme, opened)
 
 
-# seconds that a step may take; Playwright has no limit of its own for scripts and for closing pages
-LONGEST = 600
+def write_report(path: Path) -> None:
+    """Writes the report of an SAE whose labels, tokens and sources are hostile."""
+    import pandas as pd
+
+    from sae_analysis.explorer.report import report_html
+
+    checklist = [
+        {"target": "dead", "measured": "0%", "met": True},
+        {"target": HOSTILE, "measured": "80%", "met": False},
+    ]
+    page_html = report_html(
+        title=HOSTILE,
+        lead=HOSTILE,
+        checklist=pd.DataFrame(checklist),
+        quality=report_quality(),
+        history=report_history(),
+        features=report_features(),
+        universal=report_universal(),
+        prompts=4,
+    )
+    path.write_text(page_html, encoding="utf-8")
+
+
+def report_quality() -> "Quality":
+    """Figures as of an SAE with 100 latents, measured on 500 tokens."""
+    import torch
+
+    from sae_analysis.interpreter.evaluation import Quality
+
+    return Quality(
+        figures={"l0": 75.0, "fvu": 0.1},
+        everywhere={"l0": 76.0, "fvu": 0.2},
+        density=torch.linspace(0, 1, 100) ** 4,
+        l0_per_token=torch.linspace(40, 110, 500),
+    )
+
+
+def report_history() -> dict[str, Any]:
+    """The history of a training run of 100 steps."""
+    steps = list(range(1, 101))
+    curve = {
+        "step": steps,
+        "l0": [75 + 60 * 0.97**step for step in steps],
+        "recon_loss": [0.1 + 0.9 * 0.98**step for step in steps],
+    }
+    return {"curve": curve, "recon_loss": [0.15], "l0": [75], "fvu": [0.12]}
+
+
+def report_features() -> "Features":
+    """One feature, with one example."""
+    from sae_analysis.interpreter.features import Features
+
+    example = {
+        "text": "",
+        "position": 3,
+        "activation": 2.0,
+        "document": HOSTILE,
+        "tokens": ["a ", HOSTILE, "\n"],
+        "values": [0.0, 2.0, 0.5],
+        "firing": 1,
+    }
+    entry = {
+        "feature_id": 0,
+        "active": True,
+        "label": HOSTILE,
+        "density": 0.01,
+        "score": 3.2,
+        "top_activation": 2.0,
+        "firing_tokens": [[HOSTILE, 4, 9.0]],
+        "top_examples": [example],
+    }
+    return Features([entry], lambda feature: {}, {"tokens": 10})
+
+
+def report_universal() -> "pd.DataFrame":
+    """A table of universal features with one row."""
+    import pandas as pd
+
+    row = {
+        "feature_id": 0,
+        "activation_mean": 1.0,
+        "activation_max": 2.0,
+        "activation_min": 0.0,
+        "num_prompts": 3,
+        "link": "",
+        "source": HOSTILE,
+        "token": "asst",
+    }
+    return pd.DataFrame([row])
+
+
+# Running the steps
+
+STEPS = {"quickstart": quickstart, "explorers": explorers, "page": page, "report": report}
 
 
 def stopper(lab: Lab) -> Callable[[int, types.FrameType], None]:
-    """A handler of signals that ends the server and this process, at once:
+    """A handler of signals that ends the server and this process, at once.
 
-    the browser's driver may be in the middle of anything, and ends by itself. An alarm says where
+    The browser's driver may be in the middle of anything, and ends by itself. An alarm says where
     it rang.
     """
     ours = greenlet.getcurrent()  # Playwright waits in another
 
     def stop(number: int, frame: types.FrameType) -> None:
         if number == signal.SIGALRM:
-            print(
-                f"FAILED: a step took more than {LONGEST} s,"
-                f" here:\n{''.join(traceback.format_stack(ours.gr_frame or frame))}",
-                flush=True,
-            )
+            stack = "".join(traceback.format_stack(ours.gr_frame or frame))
+            print(f"FAILED: a step took more than {LONGEST} s, here:\n{stack}", flush=True)
         lab.end_server()
         os._exit(128 + number)
 
     return stop
 
 
-STEPS = {"quickstart": quickstart, "explorers": explorers, "page": page, "report": report}
+def last_own_line(error: Exception) -> str:
+    """The place in this project, not in Playwright, where an error came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "playwright" not in frame.filename]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
 
 
-def main(names: list[str], screenshots: Path) -> int:
+def run_step(name: str, step: Callable[[Lab], None], lab: Lab) -> bool:
+    """Whether a step passes; prints its outcome."""
+    begin = time.time()
+    signal.alarm(LONGEST)
+    try:
+        step(lab)
+        lab.check()
+    except Exception as error:
+        print(
+            f"FAILED {name} ({time.time() - begin:.0f} s): {type(error).__name__}: {error}\n"
+            f"at {last_own_line(error)}\n{lab.evidence(name)}",
+            flush=True,
+        )
+        return False
+    print(f"ok     {name} ({time.time() - begin:.0f} s)", flush=True)
+    return True
+
+
+def run_steps(names: list[str], screenshots: Path) -> int:
     """Starts a JupyterLab and runs the steps; how many failed."""
     screenshots.mkdir(parents=True, exist_ok=True)
-    passed, failed, lab = 0, 0, Lab(screenshots)
+    lab = Lab(screenshots)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, stopper(lab))
+    outcomes = []
     try:
         for name, step in {"start": Lab.start, **{name: STEPS[name] for name in names}}.items():
-            start = time.time()
-            signal.alarm(LONGEST)
-            try:
-                step(lab)
-                lab.check()
-                passed += 1
-                print(f"ok     {name} ({time.time() - start:.0f} s)", flush=True)
-            except Exception as error:
-                failed += 1
-                line = [
-                    frame
-                    for frame in traceback.extract_tb(error.__traceback__)
-                    if "playwright" not in frame.filename
-                ][-1]
-                print(
-                    f"FAILED {name} ({time.time() - start:.0f} s): {type(error).__name__}:"
-                    f" {error}\nat {line.filename}:{line.lineno}:"
-                    f" {line.line}\n{lab.evidence(name)}",
-                    flush=True,
-                )
+            outcomes.append(run_step(name, step, lab))
             if not lab.browser:
                 break
             lab.close()
     finally:
         lab.stop()
-    print(f"\n{passed} passed, {failed} failed")
+    failed = outcomes.count(False)
+    print(f"\n{outcomes.count(True)} passed, {failed} failed")
     return failed
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Runs the steps that are named, or all; 1 if any fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "names",
@@ -682,6 +458,11 @@ if __name__ == "__main__":
         help="the folder for pictures (default: browser_screenshots)",
     )
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(STEPS):
+    unknown = set(arguments.names) - set(STEPS)
+    if unknown:
         parser.error(f"no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
-    sys.exit(bool(main(arguments.names or list(STEPS), arguments.screenshots)))
+    return int(run_steps(arguments.names or list(STEPS), arguments.screenshots) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

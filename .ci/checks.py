@@ -113,13 +113,17 @@ def run_notebook(path: Path, flags: str, folder: str, processes) -> tuple[Path, 
     return path, seconds, f"{outcome}\n{printed[-6000:]}"
 
 
+def has_flag(path: Path, flags: list[str]) -> bool:
+    """Whether a notebook has cells with one of these flags."""
+    text = path.read_text(encoding="utf-8")
+    return any(f"#| {flag}" in text for flag in flags)
+
+
 def notebooks_to_run(flags: str) -> list[Path]:
     """The notebooks to test, longest first; with flags only those that have such cells."""
     paths = notebook_paths()
     if flags:
-        marks = [f"#| {flag}" for flag in flags.split()]
-        texts = {path: path.read_text(encoding="utf-8") for path in paths}
-        paths = [path for path in paths if any(mark in texts[path] for mark in marks)]
+        paths = [path for path in paths if has_flag(path, flags.split())]
     order = {name: number for number, name in enumerate(LONGEST)}
     return sorted(paths, key=lambda path: order.get(notebook_name(path), len(order)))
 
@@ -357,6 +361,7 @@ def run_named(name: str, flags: str) -> int:
 
 
 def main() -> int:
+    """Runs the named checks; 1 if any fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     names = [*CHECKS, "notebooks", "write-readme"]
     parser.add_argument("names", nargs="+", choices=names)

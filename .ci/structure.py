@@ -22,7 +22,7 @@ DEVELOPMENT_TOOLS = ["nbdev", "fastcore", "execnb", "ghapi", "jupyterlab"]
 
 
 def module_numbers(notebooks: Path) -> dict[str, str]:
-    """For each module, such as `trainer.step`, the name of its notebook, which begins with a number."""
+    """The name of each module's notebook, such as `03_step` for `trainer.step`."""
     numbers = {}
     for path in sorted(notebooks.glob("*/[0-9][0-9]_*.ipynb")):
         numbers[f"{path.parent.name}.{path.stem[3:]}"] = path.stem

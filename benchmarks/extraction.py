@@ -61,13 +61,13 @@ from sae_analysis.trainer.runs import train
 CONTEXT = 512  # tokens of a window, and of a padded text
 BATCH = 8  # windows or texts in one forward pass
 TEXT_HELP = "a Parquet, JSONL or text file to read in place of the installed documentation"
-# The ways we compare ours with: their names in goals, and how many times faster we want to be
+# What ours is compared with: names in goals, and how many times faster ours should be.
 PEERS = {
     "guide": ("the guide's way", 20),
     "hidden_states": ("one padded pass", 2),
     "saelens": ("SAELens", 3),
 }
-# For the cost of bf16: an SAE of this size is trained on this layer of the pocket model
+# To see what bf16 costs, an SAE of this size is trained on this layer of the pocket model.
 POCKET_LAYER = 2
 D_HIDDEN = 1024
 TARGET_L0 = 50
