@@ -341,8 +341,11 @@ def train_layer(store: ActivationStore, budget: Budget, device: str) -> dict[str
     longer = replace(config, epochs=2 * budget.epochs)
     whole = seconds_of(lambda: train(store, sae_config(budget), config, device=device))
     runs: list[Any] = []
-    work = lambda: runs.append(train(store, sae_config(budget), longer, device=device))  # noqa: E731
-    epoch = (seconds_of(work) - whole) / budget.epochs
+
+    def train_longer() -> None:
+        runs.append(train(store, sae_config(budget), longer, device=device))
+
+    epoch = (seconds_of(train_longer) - whole) / budget.epochs
     measuring = epoch_end_seconds(store, budget, device)
     scale = GUIDE["tokens"] / len(store)
     once = scale * (whole - budget.epochs * epoch)
