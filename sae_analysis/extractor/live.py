@@ -129,6 +129,8 @@ class LiveText:
         from tqdm.auto import tqdm
 
         ids = np.unique(indices)
+        if self.reader.on_gpu:  # memory of the block before may be taken once it has been read
+            torch.cuda.synchronize(self.reader.model.device)
         self.reader.device = self._place(len(ids))
         shard = self._shard_of(ids)
         with tqdm(

@@ -124,7 +124,8 @@ class DeviceFeed(RowFeed):
         super().__init__(store, split, config, normalizer, dtype, processes)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream())  # it makes the normalizer
+            trainers = torch.cuda.current_stream(self.device)
+            self.stream.wait_stream(trainers)  # the normalizer is made there
         self.pool = ThreadPoolExecutor(1)
         self.reading: Future[Tensor] | None = None  # the following piece
         self.resident: Tensor | None = None  # [rows of the store, d_model]
@@ -165,8 +166,9 @@ class DeviceFeed(RowFeed):
     def _join(self, x: Tensor) -> Tensor:
         """Rows from the reading stream, for use in the trainer's."""
         if self.stream is not None:
-            torch.cuda.current_stream().wait_stream(self.stream)
-            x.record_stream(torch.cuda.current_stream())
+            trainers = torch.cuda.current_stream(self.device)
+            trainers.wait_stream(self.stream)
+            x.record_stream(trainers)
         return x
 
     def _read_ahead(self, piece: np.ndarray) -> None:

@@ -281,7 +281,7 @@ def sparse_pass(
 # %% ../../nbs/trainer/03_gradients.ipynb #87f4d481
 def multiply_to_full(a: Tensor, b: Tensor) -> Tensor:
     """The product of two low-precision matrices in float32, without rounding it on the way."""
-    if a.device.type == "cuda":
+    if a.device.type == "cuda" and torch.version.cuda is not None:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 

@@ -120,6 +120,7 @@ class LayerRun:
     def finish(self) -> TrainRun:
         """Writes what is left, and removes the snapshots."""
         trainer = self.trainer
+        trainer.stepper.release()
         final = trainer.folded()
         paths = {}
         if self.files is not None:

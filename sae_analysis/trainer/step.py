@@ -350,6 +350,11 @@ class Stepper:
         """Counts a step that had no rows."""
         self.progress.count += 1
 
+    def release(self) -> None:
+        """Gives back the memory of a recorded step; a later step is recorded anew."""
+        if self.recorder is not None:
+            self.recorder = StepRecorder(self._move)
+
     def _set_schedule(self) -> None:
         """Sets the learning rates and the target L0 of this step."""
         self.rate_now.fill_(self.learning_rate)
@@ -546,5 +551,4 @@ class Stepper:
                 moments[moment] = saved.to(parameter.device, copy=True)
             self.optimizer.state[parameter] = moments
         self.low.refresh(self.sae)
-        if self.recorder is not None:
-            self.recorder = StepRecorder(self._move)  # a recording knows the old tensors
+        self.release()  # a recording knows the old tensors

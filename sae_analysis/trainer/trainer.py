@@ -159,6 +159,8 @@ class Trainer:
         self.store = store
         self.config = config
         self.device = pick_device(device)
+        if self.device.startswith("cuda:"):
+            torch.cuda.set_device(self.device)  # kernels are started on the current GPU
         self.processes = processes or Processes()
         self.split = split_rows(store, config)
         self.steps_per_epoch = len(self.split.train) // config.batch_size
